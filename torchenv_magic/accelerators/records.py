@@ -1,0 +1,119 @@
+"""What is in a host: the records that detection returns and selection reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Vendor = Literal["nvidia", "amd", "intel", "apple"]
+System = Literal["linux", "windows", "macos", "other"]
+
+__all__ = ["Accelerator", "ComputeCapability", "Finding", "Host", "Platform", "System", "Vendor"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ComputeCapability:
+    """An NVIDIA GPU's compute capability, as two integers: 8.10 is newer than 8.9."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> ComputeCapability:
+        """Return the capability written as `6.1`.
+
+        >>> ComputeCapability.parse("6.1")
+        ComputeCapability(major=6, minor=1)
+
+        Raises
+        ------
+        ValueError
+            `text` is not two integers with a dot between.
+        """
+        major, _, minor = text.strip().partition(".")
+        return cls(int(major), int(minor))
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """One device that PyTorch could compute on."""
+
+    vendor: Vendor
+    name: str
+    compute_capability: ComputeCapability | None = None
+    """NVIDIA only."""
+    gfx: str | None = None
+    """AMD only: the architecture's name, such as `gfx1100`."""
+    memory_bytes: int | None = None
+    driver_version: str | None = None
+    source: str = ""
+    """Where these facts were read: `NVML`, `nvidia-smi`, a file's path."""
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        if self.memory_bytes:
+            parts.append(f"{self.memory_bytes / 2**30:.0f} GiB")
+        if self.compute_capability:
+            parts.append(f"compute capability {self.compute_capability}")
+        if self.gfx:
+            parts.append(self.gfx)
+        if self.driver_version:
+            parts.append(f"driver {self.driver_version}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """The operating system a wheel has to fit."""
+
+    system: System
+    machine: str
+    """`x86_64`, `aarch64`, `arm64`: lower case, `AMD64` as `x86_64`."""
+    libc: Literal["glibc", "musl"] | None = None
+    """Linux only."""
+    libc_version: str | None = None
+
+    @property
+    def wheel_platform(self) -> str:
+        """The catalog's word: `linux_x86_64`, `linux_aarch64`, `win_amd64`, `macos_arm64`, ..."""
+        if self.system == "windows":
+            return "win_amd64" if self.machine == "x86_64" else "win_arm64"
+        machine = self.machine
+        if self.system == "linux" and machine == "arm64":
+            machine = "aarch64"
+        if self.system == "macos" and machine == "aarch64":
+            machine = "arm64"
+        return f"{self.system}_{machine}"
+
+    def __str__(self) -> str:
+        libc = f", {self.libc} {self.libc_version}" if self.libc else ""
+        return f"{self.system} {self.machine}{libc}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One plain line that detection has to say: a probe that failed, a driver without a device."""
+
+    message: str
+    source: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What was found on the kernel's host. Nothing in it is a decision."""
+
+    platform: Platform
+    accelerators: tuple[Accelerator, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    def __str__(self) -> str:
+        devices = "\n".join(str(accelerator) for accelerator in self.accelerators)
+        lines = [devices or "no accelerator", str(self.platform), *map(str, self.findings)]
+        return "\n".join(lines)
