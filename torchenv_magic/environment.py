@@ -1,12 +1,46 @@
-"""The Python environment to install into: records only so far; see the functions below."""
+"""The Python environment to install into: what it is, and what of PyTorch is in it."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from torchenv_magic import _environment_probe
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.errors import TargetError
+
+__all__ = [
+    "FAMILY_MEMBERS",
+    "Dependent",
+    "Environment",
+    "EnvironmentKind",
+    "InstalledPackage",
+    "Interpreter",
+    "backend_of_local_version",
+    "backend_of_torch_version",
+    "check_target",
+    "dependents",
+    "family",
+    "installed_backend",
+    "is_satellite",
+    "read_environment",
+]
 
 EnvironmentKind = Literal["venv", "uv venv", "conda", "system"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +59,10 @@ class Interpreter:
         prefix = {"cpython": "cp", "pypy": "pp"}.get(self.implementation, self.implementation)
         return f"{prefix}{major}{minor}{'t' if self.free_threaded else ''}"
 
+    def __str__(self) -> str:
+        name = {"cpython": "Python", "pypy": "PyPy"}.get(self.implementation, self.implementation)
+        return f"{name} {self.version}{' free-threaded' if self.free_threaded else ''}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledPackage:
@@ -37,6 +75,8 @@ class InstalledPackage:
     """`uv`, `pip`, `conda`, or None where no INSTALLER file says."""
     complete: bool = True
     """Whether METADATA and RECORD are both there: a half-linked package lacks one of them."""
+    metadata_directory: Path | None = None
+    """Its `.dist-info` (or `.egg-info`); the package's files are beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +93,364 @@ class Environment:
     free_bytes: int
     """Free space on the file system of `site_packages`."""
     packages: tuple[InstalledPackage, ...] = ()
+    """What lies in `purelib` and `platlib`, by directory and name. One name can be there twice:
+    an install that was killed leaves two `torch` behind."""
 
     def installed(self, name: str) -> InstalledPackage | None:
         """Return the installed package of that (normalized) name."""
         return next((package for package in self.packages if package.name == name), None)
+
+    def __str__(self) -> str:
+        if self.externally_managed is not None:
+            access = "externally managed"
+        else:
+            access = "writable" if self.writable else "not writable"
+        pip = "" if self.has_pip else " without pip"
+        free = _decimal_size(self.free_bytes)
+        return f"{_shown(self.prefix)}, {self.interpreter}, {self.kind}{pip}, {access}, {free} free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependent:
+    """An installed package that requires PyTorch, or something that came with it."""
+
+    package: InstalledPackage
+    requirements: tuple[str, ...]
+    """Those of its requirements that name a member of the family or a satellite."""
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+# An interpreter answers in 0.1 s; a network drive that has just woken up takes seconds.
+_DESCRIBE_SECONDS = 10
+
+
+def read_environment(python: Path | None = None) -> Environment:
+    """Return the environment of `python`: an interpreter, or a virtual environment's directory.
+
+    None is the running interpreter, read in process.
+
+    Raises
+    ------
+    TargetError
+        There is no such interpreter, or it can't be described.
+    """
+    if python is None:
+        if not sys.executable:
+            raise TargetError(
+                "This Python is embedded in another program and has no executable of its own",
+                hint="name the interpreter to install into with `--python PATH`",
+            )
+        return _environment(_environment_probe.describe())
+    return _environment(_ask(_find_interpreter(python)))
+
+
+def _environment(description: dict[str, Any]) -> Environment:
+    # Field by field: `from_json` resolves the annotations again for each package (18 ms for 130).
+    return Environment(
+        interpreter=Interpreter(
+            executable=Path(description["executable"]),
+            version=description["version"],
+            implementation=description["implementation"],
+            free_threaded=description["free_threaded"],
+        ),
+        kind=description["kind"],
+        prefix=Path(description["prefix"]),
+        site_packages=Path(description["site_packages"]),
+        has_pip=description["has_pip"],
+        writable=description["writable"],
+        externally_managed=description["externally_managed"],
+        free_bytes=description["free_bytes"],
+        packages=tuple(
+            InstalledPackage(
+                name=package["name"],
+                version=package["version"],
+                requires=tuple(package["requires"]),
+                installer=package["installer"],
+                complete=package["complete"],
+                metadata_directory=Path(package["metadata_directory"]),
+            )
+            for package in description["packages"]
+        ),
+    )
+
+
+def _find_interpreter(python: Path) -> Path:
+    python = python.expanduser()
+    if python.is_dir():
+        for inside in ("bin/python", "Scripts/python.exe", "python.exe"):
+            if (python / inside).exists():
+                return python / inside
+        raise TargetError(
+            f"`{python}` is a directory without a Python in it",
+            hint="name an interpreter, or a virtual environment's directory",
+        )
+    if python.exists():
+        # Not resolved: a virtual environment's interpreter is a link to the one it was made from.
+        return python.absolute()
+    if len(python.parts) == 1 and (found := shutil.which(str(python))):
+        return Path(found)
+    raise TargetError(
+        f"There is no Python at `{python}`",
+        hint="name an interpreter, such as `.venv/bin/python`",
+    )
+
+
+def _ask(python: Path) -> dict[str, Any]:
+    """Run the probe in `python` and return what it printed."""
+    completed = _run_python(python, "-I", _environment_probe.__file__)
+    # A .pth file may print before the probe does: the description is the last line.
+    last = (completed.stdout.splitlines() or [""])[-1]
+    try:
+        description = json.loads(last)
+    except ValueError:
+        description = None
+    if completed.returncode == 0 and isinstance(description, dict):
+        return description
+    # Python 2 doesn't know `-I`, and 3.7 not the probe's syntax: ask again in words that both know.
+    words = "import sys; sys.stdout.write('Python %d.%d' % sys.version_info[:2])"
+    answer = _run_python(python, "-c", words).stdout
+    if match := re.fullmatch(r"Python (\d+)\.(\d+)", answer):
+        if (int(match[1]), int(match[2])) < (3, 8):
+            raise TargetError(
+                f"`{python}` is {answer}, which is too old",
+                hint="PyTorch needs Python 3.10 or newer: name such an interpreter",
+            )
+        raise TargetError(
+            f"`{python}` is {answer}, and can't describe itself",
+            hint=f"run `{python} -I -c 'import json, sysconfig'` to see what is wrong with it",
+            detail=completed.stderr[-4000:],
+        )
+    raise TargetError(
+        f"`{python}` is not a Python interpreter",
+        hint="name an interpreter, such as `.venv/bin/python`",
+        detail=completed.stderr[-4000:],
+    )
+
+
+def _run_python(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            [str(python), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_DESCRIBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TargetError(
+            f"`{python}` did not answer within {_DESCRIBE_SECONDS} s",
+            hint="start it by hand to see what it waits for",
+        ) from None
+    except OSError as error:
+        raise TargetError(
+            f"`{python}` can't be run: {error.strerror}",
+            hint="name an interpreter, such as `.venv/bin/python`",
+        ) from None
+
+
+# ------------------------------------------------------------------------------ fit to be changed
+
+
+def check_target(environment: Environment) -> None:
+    """Check that packages may and can be installed into `environment`. Space is not looked at.
+
+    Raises
+    ------
+    TargetError
+        It is externally managed (PEP 668), frozen (conda's CEP 22), or not writable.
+    """
+    own = "make an environment of your own (`python -m venv .venv`) and choose it as the kernel"
+    shown = _shown(environment.prefix)
+    if environment.externally_managed is not None:
+        raise TargetError(
+            f"`{shown}` belongs to the system's package manager, which forbids installing into it",
+            hint=own,
+            detail=environment.externally_managed,
+        )
+    # uv doesn't look at this file, and installs.
+    frozen = environment.prefix / "conda-meta" / "frozen"
+    if environment.kind == "conda" and frozen.exists():
+        raise TargetError(
+            f"The conda environment `{shown}` is frozen",
+            hint="clone it (`conda create --clone`) and choose the clone as the kernel",
+            detail=_frozen_message(frozen),
+        )
+    if not environment.writable:
+        raise TargetError(f"`{_shown(environment.site_packages)}` is not writable", hint=own)
+
+
+def _frozen_message(path: Path) -> str:
+    """Return what the one who froze the environment had to say: CEP 22 has it in JSON, or empty."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    message = content.get("message", "") if isinstance(content, dict) else ""
+    return message if isinstance(message, str) else ""
+
+
+# -------------------------------------------------------------------------------- PyTorch's family
+
+FAMILY_MEMBERS = ("torch", "torchvision", "torchaudio", "torchtext")
+"""What is built once per backend and carries it as its local version (`0.28.0+cu126`): to change
+the backend is to change all of them."""
+
+# What a build of torch brings along: the dependencies of torch 2.4 to 2.15 on PyPI and of the xpu
+# and rocm builds. Named one by one, since `nvidia-ml-py` or `nvidia-nvcomp-cu12` aren't torch's.
+_SATELLITE = re.compile(
+    r"""
+      triton | triton-rocm | triton-xpu | pytorch-triton(?:-rocm|-xpu)?
+    | nvidia-(?:cublas|cuda-cccl|cuda-cupti|cuda-nvrtc|cuda-runtime|cudnn|cufft|cufile|curand
+        |cusolver|cusparse|cusparselt|nccl|nvjitlink|nvshmem|nvtx)(?:-cu\d+)?
+    | cuda-toolkit | cuda-bindings | cuda-pathfinder
+    | rocm | rocm-sdk-[a-z0-9-]+
+    | intel-cmplr-lib-rt | intel-cmplr-lib-ur | intel-cmplr-lic-rt | intel-opencl-rt
+    | intel-sycl-rt | intel-openmp | intel-pti | dpcpp-cpp-rt | mkl | onemkl-sycl-[a-z]+
+    | onemkl-license | oneccl | oneccl-devel | impi-rt | tbb | tcmlib | umf
+    """,
+    re.VERBOSE,
+)
+
+
+def is_satellite(name: str) -> bool:
+    """Tell whether the package of that (normalized) name is one that torch brings along.
+
+    Another package may need it too: `dependents` says so.
+
+    >>> is_satellite("nvidia-cudnn-cu13"), is_satellite("nvidia-ml-py")
+    (True, False)
+    """
+    return _SATELLITE.fullmatch(name) is not None
+
+
+def family(environment: Environment) -> tuple[InstalledPackage, ...]:
+    """Return what of PyTorch is installed: members first, in their order, then satellites."""
+    members = [
+        package
+        for name in FAMILY_MEMBERS
+        for package in environment.packages
+        if package.name == name
+    ]
+    satellites = [package for package in environment.packages if is_satellite(package.name)]
+    return (*members, *satellites)
+
+
+def dependents(environment: Environment) -> tuple[Dependent, ...]:
+    """Return the installed packages that require the family, without the family's own.
+
+    Requirements whose marker is false in `environment` are left out.
+    """
+    found = []
+    for package in environment.packages:
+        if package.name in FAMILY_MEMBERS or is_satellite(package.name):
+            continue
+        requirements = tuple(
+            text for text in package.requires if _requires_family(text, environment.interpreter)
+        )
+        if requirements:
+            found.append(Dependent(package=package, requirements=requirements))
+    return tuple(found)
+
+
+def _requires_family(text: str, interpreter: Interpreter) -> bool:
+    # A name before it is parsed: parsing all 600 requirements of an environment takes 20 ms.
+    match = re.match(r"[A-Za-z0-9._-]+", text)
+    name = canonicalize_name(match[0]) if match else ""
+    if name not in FAMILY_MEMBERS and not is_satellite(name):
+        return False
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        logger.info("not a requirement, left out: %r", text)
+        return False
+    return requirement.marker is None or requirement.marker.evaluate(
+        {
+            "python_version": ".".join(interpreter.version.split(".")[:2]),
+            "python_full_version": interpreter.version,
+            "implementation_name": interpreter.implementation,
+        }
+    )
+
+
+def installed_backend(environment: Environment) -> Backend | None:
+    """Return the backend of the installed torch, None where none is there or it doesn't say.
+
+    torch is not imported: its version says it or, without a local part (PyPI's wheel, conda's
+    package), the text of `torch/version.py`.
+    """
+    torch = environment.installed("torch")
+    if torch is None:
+        return None
+    if backend := backend_of_torch_version(torch.version):
+        return backend
+    beside = torch.metadata_directory.parent if torch.metadata_directory else None
+    path = (beside or environment.site_packages) / "torch" / "version.py"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return _backend_of_version_file(text)
+
+
+def backend_of_torch_version(version: str) -> Backend | None:
+    """Return the backend that a version's local part names.
+
+    >>> str(backend_of_torch_version("2.13.0+rocm7.2"))
+    'rocm7.2'
+    """
+    try:
+        return backend_of_local_version(Version(version).local)
+    except InvalidVersion:
+        return None
+
+
+def backend_of_local_version(local: str | None) -> Backend | None:
+    """Return the backend that starts a local version: `cu124` of `cu124.with.pypi.cudnn`."""
+    match = re.match(r"(?:cpu|xpu|cu\d{3,}|rocm\d+(?:\.\d+)+)(?![a-z0-9])", local or "")
+    return Backend.parse(match[0]) if match else None
+
+
+def _backend_of_version_file(text: str) -> Backend | None:
+    # The generated file, with and without annotations:  cuda: Optional[str] = '13.0'
+    def value(name: str) -> str | None:
+        match = re.search(rf"^{name}\b[^=\n]*=\s*['\"]([^'\"\n]*)['\"]", text, re.MULTILINE)
+        return match[1] if match else None
+
+    if not re.search(r"^cuda\b", text, re.MULTILINE):
+        return None
+    return backend_of_build(cuda=value("cuda"), hip=value("hip"), xpu=value("xpu"))
+
+
+def backend_of_build(*, cuda: str | None, hip: str | None, xpu: str | None) -> Backend | None:
+    """Return the backend that `torch.version` describes, None where a number is none.
+
+    HIP counts its patches on its own (ROCm 6.2.4 has HIP 6.2.41134): two numbers of it are ROCm's.
+    """
+    for kind, number in (("rocm", hip), ("cuda", cuda)):
+        if number:
+            match = re.match(r"(\d+)\.(\d+)", number)
+            version = (int(match[1]), int(match[2])) if match else None
+            if version is None:
+                return None
+            return Backend("rocm", version) if kind == "rocm" else Backend("cuda", version)
+    return Backend("xpu") if xpu else Backend("cpu")
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+def _shown(path: Path) -> str:
+    """Return `path` with the home directory as `~`."""
+    home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises where there is none)
+    text = str(path)
+    return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
+
+
+def _decimal_size(size: int) -> str:
+    """Return bytes in the units of disks and downloads: `412 GB`, `6.9 GB`, `840 MB`."""
+    if size >= 10**9:
+        return f"{size / 10**9:.0f} GB" if size >= 10**10 else f"{size / 10**9:.1f} GB"
+    return f"{size / 10**6:.0f} MB"

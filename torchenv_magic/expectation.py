@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import secrets
 from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.errors import TargetError
+from torchenv_magic.serialization import from_json, to_json
+
+__all__ = ["Expectation", "expectation_path", "read_expectation", "write_expectation"]
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = 1
+_LARGEST = 1_000_000
+"""Bytes. A real file has a few hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,3 +33,82 @@ class Expectation:
     backend: Backend
     versions: tuple[tuple[str, str], ...]
     """(normalized name, version with its local part) of each package that was asked for."""
+
+
+def expectation_path(prefix: Path) -> Path:
+    """Return where the environment at `prefix` keeps its expectation."""
+    return prefix / ".torchenv" / "expectation.json"
+
+
+def write_expectation(prefix: Path, expectation: Expectation) -> None:
+    """Keep `expectation` in the environment at `prefix`; a reader sees the old or the new, whole.
+
+    Raises
+    ------
+    TargetError
+        The environment can't be written to.
+    """
+    path = expectation_path(prefix)
+    # Not `tempfile`: its files are for their owner only, and a shared environment has more readers.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    text = json.dumps({"schema": _SCHEMA, **to_json(expectation)}, indent=1) + "\n"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with temporary.open("x", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError(
+            f"What was asked for could not be kept in `{path}`: {error.strerror}",
+            hint="make the environment writable, or work in one of your own",
+        ) from None
+
+
+def read_expectation(prefix: Path) -> Expectation | None:
+    """Return what was asked of the environment at `prefix`, None where nothing readable says so.
+
+    A file that is broken, or from a newer version of this package, is logged and otherwise treated
+    as absent: verification then checks that PyTorch works, and compares nothing.
+    """
+    path = expectation_path(prefix)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning("%s can't be read: %s", path, error.strerror)
+        return None
+    try:
+        return _parse(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        logger.warning("%s is not what this version writes: %r", path, error)
+        return None
+
+
+def _parse(content: bytes) -> Expectation:
+    if len(content) > _LARGEST:
+        message = f"longer than {_LARGEST} bytes"
+        raise ValueError(message)
+    data = json.loads(content)
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != _SCHEMA:
+        message = f"schema {schema!r} where {_SCHEMA} is known"
+        raise ValueError(message)
+    expectation = from_json(Expectation, data)
+    texts = [*expectation.requirements, *(text for row in expectation.versions for text in row)]
+    # They are shown in a terminal, where a control character acts.
+    if not all(text.isprintable() for text in texts):
+        message = "a text with control characters"
+        raise ValueError(message)
+    for _, version in expectation.versions:
+        try:
+            Version(version)
+        except InvalidVersion as error:
+            raise ValueError(str(error)) from None
+    return expectation
