@@ -1,0 +1,309 @@
+"""Which PyTorch builds exist, what hardware each has code for, and which driver each needs.
+
+The knowledge is data: `catalog.jsonl`, one fact a line, each with its source. This module reads it
+and answers questions about it; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from packaging.version import Version
+
+from torchenv_magic.accelerators.records import ComputeCapability, System
+from torchenv_magic.builds.backend import Backend
+
+__all__ = [
+    "Build",
+    "Catalog",
+    "CatalogOrigin",
+    "CudaCode",
+    "driver_number",
+    "load_catalog",
+    "read_catalog",
+]
+
+Minor = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogOrigin:
+    as_of: str
+    """The day of the newest fact: `2026-11-22`."""
+    source: str
+
+    def __str__(self) -> str:
+        return f"catalog of {self.as_of}, {self.source}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """One torch release, as one backend, for one platform."""
+
+    torch: Version
+    backend: Backend
+    wheel_platform: str
+    """The platform as `Platform.wheel_platform` calls it."""
+    python_tags: tuple[str, ...]
+    """As `Interpreter.tag` calls them: `cp311`, `cp314t`."""
+    glibc: str | None
+    """The oldest glibc that the wheel's tag allows; None where there is no glibc."""
+    source: str
+
+    @property
+    def minor(self) -> Minor:
+        """The release line, whose patch releases are built alike: `(2, 14)`."""
+        return self.torch.major, self.torch.minor
+
+    @property
+    def local_version(self) -> Version:
+        """The version that the wheel carries: `2.14.1+cu126`; macOS wheels have no local part."""
+        if self.wheel_platform.startswith("macos"):
+            return self.torch
+        return Version(f"{self.torch}+{self.backend}")
+
+    def __str__(self) -> str:
+        return f"torch {self.torch} for {self.backend.label}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaCode:
+    """The compute capabilities that a build has machine code for."""
+
+    capabilities: tuple[ComputeCapability, ...]
+    """Ascending."""
+    known: bool
+    """False where no source lists this very release, and its nearest relative's list stands in."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CudaRule:
+    excluded: frozenset[tuple[ComputeCapability, ComputeCapability]]
+    """(code, device) pairs that do not go together although major and minor say they do."""
+    same_chip: tuple[tuple[ComputeCapability, ComputeCapability], ...]
+    """(old name, new name) of one chip."""
+    allowed_from_cuda: tuple[int, ...]
+    allowed: frozenset[tuple[ComputeCapability, ComputeCapability]]
+    """Excluded pairs that go together in builds of `allowed_from_cuda` and newer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The catalog's facts, indexed for the questions that selection asks."""
+
+    origin: CatalogOrigin
+    uv_version: str
+    """The uv release whose list of backends `known_to_uv` is."""
+    known_to_uv: frozenset[Backend]
+    builds: tuple[Build, ...]
+    """Newest torch first."""
+    cuda_code_rows: Mapping[tuple[Minor, Backend, str], CudaCode]
+    rocm_code_rows: Mapping[Backend, tuple[str, ...]]
+    cuda_rule: _CudaRule
+    driver_floors: Mapping[tuple[Backend, System], str]
+    gpu_driver_floors: tuple[tuple[ComputeCapability, System, str], ...]
+    pypi_defaults: Mapping[tuple[Version, str], Backend]
+
+    def backends(self) -> tuple[Backend, ...]:
+        """Return every backend that has a wheel somewhere: CUDA, ROCm, XPU, CPU, newest first."""
+        newest_first = sorted(
+            {build.backend for build in self.builds},
+            key=lambda backend: backend.version,
+            reverse=True,
+        )
+        kinds = ("cuda", "rocm", "xpu", "cpu")
+        return tuple(sorted(newest_first, key=lambda backend: kinds.index(backend.kind)))
+
+    def is_known_to_uv(self, backend: Backend) -> bool:
+        """Return whether `uv --torch-backend` accepts it: what it refuses can't be installed."""
+        return backend in self.known_to_uv
+
+    def builds_for(self, backend: Backend, wheel_platform: str) -> tuple[Build, ...]:
+        """Return the builds of `backend` for that platform, newest torch first."""
+        return tuple(
+            build
+            for build in self.builds
+            if build.backend == backend and build.wheel_platform == wheel_platform
+        )
+
+    def cuda_code(self, build: Build) -> CudaCode:
+        """Return what code a CUDA build holds; where it is not known, what its relatives hold.
+
+        The relatives, nearest first: the same release for Linux (PyTorch gives one list for Linux
+        x86_64 and Windows), the next older release of the backend, the next newer one.
+        """
+        candidates = [build.wheel_platform]
+        if build.wheel_platform == "win_amd64":
+            candidates.append("linux_x86_64")
+        for platform in candidates:
+            if code := self.cuda_code_rows.get((build.minor, build.backend, platform)):
+                return code
+        for platform in candidates:
+            minors = sorted(
+                minor
+                for minor, backend, row_platform in self.cuda_code_rows
+                if (backend, row_platform) == (build.backend, platform)
+            )
+            older = [minor for minor in minors if minor < build.minor]
+            if minors:
+                nearest = older[-1] if older else minors[0]
+                code = self.cuda_code_rows[nearest, build.backend, platform]
+                return CudaCode(capabilities=code.capabilities, known=False, source=code.source)
+        return CudaCode(capabilities=(), known=False, source=build.source)
+
+    def rocm_code(self, backend: Backend) -> tuple[str, ...]:
+        """Return the gfx names that the builds of `backend` hold code for; none where unknown."""
+        return self.rocm_code_rows.get(backend, ())
+
+    def runs_on(self, build: Build, compute_capability: ComputeCapability) -> bool:
+        """Return whether a CUDA build has code that this GPU can run: torch's own rule.
+
+        Code for `x.y` runs on devices of the same major version with at least that minor version,
+        but for a few pairs that `torch/cuda/__init__.py` lists.
+        """
+        return any(
+            self._code_runs_on(code, compute_capability, build.backend)
+            for code in self.cuda_code(build).capabilities
+        )
+
+    def _code_runs_on(
+        self, code: ComputeCapability, device: ComputeCapability, backend: Backend
+    ) -> bool:
+        rule = self.cuda_rule
+        renamed = dict(rule.same_chip)
+        pair = (code, device)
+        if renamed.get(code, code) == renamed.get(device, device):
+            return True
+        if pair in rule.excluded and not (
+            pair in rule.allowed and backend.version >= rule.allowed_from_cuda
+        ):
+            return False
+        return code.major == device.major and code.minor <= device.minor
+
+    def driver_floor(self, backend: Backend, system: System) -> str | None:
+        """Return the oldest NVIDIA driver that runs `backend`, or None where it needs none."""
+        return self.driver_floors.get((backend, system))
+
+    def gpu_driver_floor(self, compute_capability: ComputeCapability, system: System) -> str | None:
+        """Return the oldest NVIDIA driver that knows such a GPU, where that is known."""
+        floors = [
+            floor
+            for lowest, row_system, floor in self.gpu_driver_floors
+            if row_system == system and compute_capability >= lowest
+        ]
+        return max(floors, key=lambda floor: driver_number(floor) or (), default=None)
+
+    def pypi_default(self, torch: Version, wheel_platform: str) -> Backend | None:
+        """Return which backend PyPI's own wheel of that release is, where PyPI has one."""
+        return self.pypi_defaults.get((torch, wheel_platform))
+
+
+def driver_number(text: str) -> tuple[int, ...] | None:
+    """Return an NVIDIA driver version as numbers to compare, or None for anything else.
+
+    >>> driver_number("550.54.15") >= driver_number("525.60.13")
+    True
+    """
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}", text.strip()):
+        return None
+    return tuple(int(part) for part in text.strip().split("."))
+
+
+@cache
+def load_catalog() -> Catalog:
+    """Return the catalog that ships with the package."""
+    return read_catalog((files(__package__) / "catalog.jsonl").read_text(encoding="utf-8"))
+
+
+def read_catalog(text: str) -> Catalog:
+    """Return the catalog written as one JSON object a line, each naming its `table`.
+
+    Raises
+    ------
+    ValueError, KeyError
+        A row is not of its table's shape, or the `catalog` or `uv` row is missing.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in text.splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["table"], []).append(row)
+    [head] = rows["catalog"]
+    [uv] = rows["uv"]
+    [rule] = rows["cuda_rule"]
+    return Catalog(
+        origin=CatalogOrigin(as_of=head["as_of"], source=head["source"]),
+        uv_version=uv["version"],
+        known_to_uv=frozenset(map(Backend.parse, uv["knows"])),
+        builds=tuple(sorted(_builds(rows["wheels"]), key=lambda build: build.torch, reverse=True)),
+        cuda_code_rows={
+            (_minor(minor), Backend.parse(row["backend"]), row["platform"]): CudaCode(
+                capabilities=tuple(sorted(map(_capability, row["sm"]))),
+                known=True,
+                source=row["source"],
+            )
+            for row in rows["cuda_code"]
+            for minor in row["torch"]
+        },
+        rocm_code_rows={
+            Backend.parse(row["backend"]): tuple(row["gfx"]) for row in rows["rocm_code"]
+        },
+        cuda_rule=_CudaRule(
+            excluded=_pairs(rule["excluded"]),
+            same_chip=tuple(_pairs(rule["same_chip"])),
+            allowed_from_cuda=tuple(map(int, rule["allowed_from_cuda"].split("."))),
+            allowed=_pairs(rule["allowed"]),
+        ),
+        driver_floors={
+            (Backend.parse(row["backend"]), system): row[system]
+            for row in rows["driver_floor"]
+            for system in _DRIVER_SYSTEMS
+        },
+        gpu_driver_floors=tuple(
+            (ComputeCapability.parse(row["compute_capability"]), system, row[system])
+            for row in rows["gpu_driver"]
+            for system in _DRIVER_SYSTEMS
+        ),
+        pypi_defaults={
+            (Version(row["torch"]), platform): Backend.parse(backend)
+            for row in rows["pypi"]
+            for platform, backend in row["backends"].items()
+        },
+    )
+
+
+_DRIVER_SYSTEMS: tuple[System, ...] = ("linux", "windows")
+
+
+def _builds(rows: Iterable[dict[str, Any]]) -> Iterable[Build]:
+    for row in rows:
+        for torch in row["torch"]:
+            for backend in row["backends"]:
+                yield Build(
+                    torch=Version(torch),
+                    backend=Backend.parse(backend),
+                    wheel_platform=row["platform"],
+                    python_tags=tuple(row["python"]),
+                    glibc=row.get("glibc"),
+                    source=row["source"],
+                )
+
+
+def _minor(text: str) -> Minor:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+def _capability(sm: int) -> ComputeCapability:
+    # sm_75 is 7.5 and sm_120 is 12.0: the last digit is the minor version.
+    return ComputeCapability(*divmod(sm, 10))
+
+
+def _pairs(pairs: list[list[int]]) -> frozenset[tuple[ComputeCapability, ComputeCapability]]:
+    return frozenset((_capability(code), _capability(device)) for code, device in pairs)
