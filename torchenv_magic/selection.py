@@ -631,16 +631,11 @@ def _pypi_wheel(question: _Question) -> str | None:
     platform = question.host.platform
     if platform.libc == "musl":
         return None
-    torches = [
-        build.torch
-        for build in question.catalog.builds
-        if question.admits(build)
-        and question.interpreter.tag in build.python_tags
-        and question.catalog.pypi_default(build.torch, platform.wheel_platform) == Backend("cpu")
-    ]
-    if not torches:
-        return None
-    return f"PyPI's own wheel of torch {max(torches)} is a cpu build for this system"
+    for torch in question.catalog.pypi_versions(platform.wheel_platform, question.interpreter.tag):
+        backend = question.catalog.pypi_default(torch, platform.wheel_platform)
+        if backend == Backend("cpu") and question.torch.contains(torch):
+            return f"PyPI's own wheel of torch {torch} is a cpu build for this system"
+    return None
 
 
 def _other_python(question: _Question) -> str | None:

@@ -24,6 +24,7 @@ __all__ = [
     "Catalog",
     "CatalogOrigin",
     "CudaCode",
+    "PypiRelease",
     "driver_number",
     "load_catalog",
     "read_catalog",
@@ -84,6 +85,16 @@ class CudaCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PypiRelease:
+    """One torch release on PyPI, which has one wheel for each Python and platform."""
+
+    torch: Version
+    backends: Mapping[str, Backend]
+    """What that wheel is, for each wheel platform."""
+    python_tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _CudaRule:
     excluded: frozenset[tuple[ComputeCapability, ComputeCapability]]
     """(code, device) pairs that do not go together although major and minor say they do."""
@@ -109,7 +120,8 @@ class Catalog:
     cuda_rule: _CudaRule
     driver_floors: Mapping[tuple[Backend, System], str]
     gpu_driver_floors: tuple[tuple[ComputeCapability, System, str], ...]
-    pypi_defaults: Mapping[tuple[Version, str], Backend]
+    pypi: tuple[PypiRelease, ...]
+    """Newest torch first."""
 
     def backends(self) -> tuple[Backend, ...]:
         """Return every backend that has a wheel somewhere: CUDA, ROCm, XPU, CPU, newest first."""
@@ -200,9 +212,20 @@ class Catalog:
         ]
         return max(floors, key=lambda floor: driver_number(floor) or (), default=None)
 
+    def pypi_versions(self, wheel_platform: str, python_tag: str) -> tuple[Version, ...]:
+        """Return the torch releases that PyPI itself has for them, newest first."""
+        return tuple(
+            release.torch
+            for release in self.pypi
+            if wheel_platform in release.backends and python_tag in release.python_tags
+        )
+
     def pypi_default(self, torch: Version, wheel_platform: str) -> Backend | None:
         """Return which backend PyPI's own wheel of that release is, where PyPI has one."""
-        return self.pypi_defaults.get((torch, wheel_platform))
+        for release in self.pypi:
+            if release.torch == torch:
+                return release.backends.get(wheel_platform)
+        return None
 
 
 def driver_number(text: str) -> tuple[int, ...] | None:
@@ -270,11 +293,23 @@ def read_catalog(text: str) -> Catalog:
             for row in rows["gpu_driver"]
             for system in _DRIVER_SYSTEMS
         ),
-        pypi_defaults={
-            (Version(row["torch"]), platform): Backend.parse(backend)
-            for row in rows["pypi"]
-            for platform, backend in row["backends"].items()
-        },
+        pypi=tuple(
+            sorted(
+                (
+                    PypiRelease(
+                        torch=Version(row["torch"]),
+                        backends={
+                            platform: Backend.parse(backend)
+                            for platform, backend in row["backends"].items()
+                        },
+                        python_tags=tuple(row["python"]),
+                    )
+                    for row in rows["pypi"]
+                ),
+                key=lambda release: release.torch,
+                reverse=True,
+            )
+        ),
     )
 
 
