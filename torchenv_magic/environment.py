@@ -23,11 +23,11 @@ from torchenv_magic.errors import TargetError
 
 __all__ = [
     "FAMILY_MEMBERS",
-    "Dependent",
     "Environment",
     "EnvironmentKind",
     "InstalledPackage",
     "Interpreter",
+    "backend_of_build",
     "backend_of_local_version",
     "backend_of_torch_version",
     "check_target",
@@ -36,6 +36,7 @@ __all__ = [
     "installed_backend",
     "is_satellite",
     "read_environment",
+    "shown_path",
 ]
 
 EnvironmentKind = Literal["venv", "uv venv", "conda", "system"]
@@ -106,17 +107,9 @@ class Environment:
         else:
             access = "writable" if self.writable else "not writable"
         pip = "" if self.has_pip else " without pip"
-        free = _decimal_size(self.free_bytes)
-        return f"{_shown(self.prefix)}, {self.interpreter}, {self.kind}{pip}, {access}, {free} free"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dependent:
-    """An installed package that requires PyTorch, or something that came with it."""
-
-    package: InstalledPackage
-    requirements: tuple[str, ...]
-    """Those of its requirements that name a member of the family or a satellite."""
+        kind = f"{self.kind}{pip}"
+        free = f"{_decimal_size(self.free_bytes)} free"
+        return f"{shown_path(self.prefix)}, {self.interpreter}, {kind}, {access}, {free}"
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -263,7 +256,7 @@ def check_target(environment: Environment) -> None:
         It is externally managed (PEP 668), frozen (conda's CEP 22), or not writable.
     """
     own = "make an environment of your own (`python -m venv .venv`) and choose it as the kernel"
-    shown = _shown(environment.prefix)
+    shown = shown_path(environment.prefix)
     if environment.externally_managed is not None:
         raise TargetError(
             f"`{shown}` belongs to the system's package manager, which forbids installing into it",
@@ -279,7 +272,7 @@ def check_target(environment: Environment) -> None:
             detail=_frozen_message(frozen),
         )
     if not environment.writable:
-        raise TargetError(f"`{_shown(environment.site_packages)}` is not writable", hint=own)
+        raise TargetError(f"`{shown_path(environment.site_packages)}` is not writable", hint=own)
 
 
 def _frozen_message(path: Path) -> str:
@@ -338,10 +331,10 @@ def family(environment: Environment) -> tuple[InstalledPackage, ...]:
     return (*members, *satellites)
 
 
-def dependents(environment: Environment) -> tuple[Dependent, ...]:
-    """Return the installed packages that require the family, without the family's own.
+def dependents(environment: Environment) -> tuple[tuple[InstalledPackage, tuple[str, ...]], ...]:
+    """Return each installed package that requires the family, with those of its requirements.
 
-    Requirements whose marker is false in `environment` are left out.
+    Without the family's own, and without requirements whose marker is false in `environment`.
     """
     found = []
     for package in environment.packages:
@@ -351,7 +344,7 @@ def dependents(environment: Environment) -> tuple[Dependent, ...]:
             text for text in package.requires if _requires_family(text, environment.interpreter)
         )
         if requirements:
-            found.append(Dependent(package=package, requirements=requirements))
+            found.append((package, requirements))
     return tuple(found)
 
 
@@ -442,7 +435,7 @@ def backend_of_build(*, cuda: str | None, hip: str | None, xpu: str | None) -> B
 # ------------------------------------------------------------------------------------------ words
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Return `path` with the home directory as `~`."""
     home = os.path.expanduser("~")  # noqa: PTH111  (Path.home() raises where there is none)
     text = str(path)

@@ -1,0 +1,7 @@
+"""Whether the PyTorch of an environment works, and is the one that was asked for."""
+
+from __future__ import annotations
+
+from torchenv_magic.verification.report import Check, Verification, verify
+
+__all__ = ["Check", "Verification", "verify"]

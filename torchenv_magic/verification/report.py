@@ -1,0 +1,733 @@
+"""Run the probe, and turn what it found into checks that a person can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+from torchenv_magic.accelerators.records import ComputeCapability
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.environment import (
+    FAMILY_MEMBERS,
+    Environment,
+    EnvironmentKind,
+    Interpreter,
+    backend_of_build,
+    backend_of_torch_version,
+    shown_path,
+)
+from torchenv_magic.errors import VerificationError
+from torchenv_magic.expectation import Expectation
+from torchenv_magic.serialization import from_json
+from torchenv_magic.verification import probe
+
+__all__ = ["Check", "Findings", "Verification", "VersionRow", "judge", "verify"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One question about the environment, and its answer."""
+
+    name: str
+    passed: bool
+    message: str
+    hint: str = ""
+    """What to do about it, where it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionRow:
+    """A package, as it was asked for and as it is."""
+
+    name: str
+    asked: str | None
+    """None where nothing says what was asked for."""
+    installed: str | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what is installed is what was asked for; True where nothing was."""
+        return self.asked is None or _same_version(self.asked, self.installed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What became of the question: does this PyTorch work, and is it the one that was asked for."""
+
+    python: str
+    """Full version."""
+    prefix: Path
+    environment_kind: EnvironmentKind
+    torch: str | None
+    """What the imported torch says; what is installed, where it can't be imported."""
+    backend: Backend | None
+    """What the build was made for, by its own word."""
+    device: str | None
+    """What was computed on: `cpu`, `cuda:0`, `xpu:0`, `mps`."""
+    device_names: tuple[str, ...]
+    checks: tuple[Check, ...]
+    versions: tuple[VersionRow, ...]
+    import_seconds: float | None
+    product_seconds: float | None
+    """The first product on the device, with what starting the device takes."""
+    notes: tuple[str, ...] = ()
+    """What torch warned of."""
+    detail: str = ""
+    """The end of what a child process that failed wrote to stderr."""
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def hint(self) -> str:
+        """What to do about the first failure."""
+        return next((check.hint for check in self.failures if check.hint), "")
+
+    def raise_for_failure(self) -> None:
+        """Do nothing where all checks passed.
+
+        Raises
+        ------
+        VerificationError
+            Names each check that failed.
+        """
+        if self.passed:
+            return
+        messages = [check.message for check in self.failures]
+        text = messages[0] if len(messages) == 1 else "\n".join(f"- {each}" for each in messages)
+        if len(messages) > 1:
+            text = f"PyTorch failed {len(messages)} of {len(self.checks)} checks:\n{text}"
+        raise VerificationError(text, hint=self.hint, detail=self.detail)
+
+    def __str__(self) -> str:
+        kind = "system Python" if self.environment_kind == "system" else self.environment_kind
+        rows = [("Environment", f"{shown_path(self.prefix)}, Python {self.python}, {kind}")]
+        if self.torch:
+            build = f", {self.backend.label}" if self.backend else ""
+            seconds = f", imported in {self.import_seconds:.1f} s" if self.import_seconds else ""
+            rows.append(("PyTorch", f"{self.torch}{build}{seconds}"))
+        if self.device:
+            rows.append(("Device", ", ".join((self.device, *self.device_names))))
+        rows += [
+            (each.name.capitalize(), each.message)
+            for each in self.checks
+            if each.passed and each.name in ("product", "versions")
+        ]
+        rows += [("Failed", failure.message) for failure in self.failures]
+        rows += [("Note", note) for note in self.notes]
+        passed = len(self.checks) - len(self.failures)
+        rows.append(("Checks", f"{passed} of {len(self.checks)} passed"))
+        if self.hint:
+            rows.append(("hint:", self.hint))
+        title = "PyTorch works" if self.passed else "PyTorch does not work as asked"
+        return "\n".join([title, *(f"{name:<13}{text}" for name, text in rows)])
+
+
+# --------------------------------------------------------------------------------------- the probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtensionFindings:
+    """A package beside torch, after its import was tried."""
+
+    name: str
+    version: str | None
+    requires: tuple[str, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the probe saw, as far as it came."""
+
+    python: str
+    installed: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    """(name, its versions): none where it is not installed, several where an install was killed."""
+    stale: tuple[tuple[str, str | None, str | None], ...] = ()
+    """(module, version in memory, version on disk) where this process holds another one."""
+    import_failure: str | None = None
+    import_missing: bool = False
+    import_seconds: float | None = None
+    torch_version: str | None = None
+    torch_file: str | None = None
+    cuda: str | None = None
+    hip: str | None = None
+    xpu: str | None = None
+    hidden_by: str | None = None
+    """A variable that hides all devices: `CUDA_VISIBLE_DEVICES=-1`."""
+    device: str | None = None
+    devices: tuple[tuple[str, tuple[int, int] | None], ...] = ()
+    """(name, compute capability) of each device of that sort."""
+    device_failure: str | None = None
+    architectures: tuple[str, ...] = ()
+    """`sm_80`, `compute_90`: what the build has code for, where a CUDA device is."""
+    product_seconds: float | None = None
+    product_difference: float | None = None
+    """None beside a bound: not a number."""
+    product_bound: float | None = None
+    product_failure: str | None = None
+    extensions: tuple[ExtensionFindings, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One run of the probe."""
+
+    findings: Findings | None
+    ended: str | None = None
+    """How a child ended that did not finish, in words."""
+    stage: str = ""
+    """What it did then."""
+    detail: str = ""
+
+
+def verify(
+    environment: Environment,
+    expectation: Expectation | None,
+    *,
+    in_process: bool,
+    timeout_seconds: float = 300,
+) -> Verification:
+    """Try the PyTorch of `environment`, and compare it with what was asked for.
+
+    In process, the session that asks is what is tried, and torch stays imported. Otherwise a child
+    process tries it, so that a crash or a hang is a failed check. `expectation` None: only whether
+    it works. A failure is in the result, never raised.
+
+    Raises
+    ------
+    ValueError
+        In process, and `environment` is another interpreter's.
+    """
+    packages = dict.fromkeys(FAMILY_MEMBERS)
+    if expectation is not None:
+        packages.update(dict.fromkeys(name for name, _ in expectation.versions))
+    question = {
+        "packages": list(packages),
+        "extensions": list(FAMILY_MEMBERS[1:]),
+        "backend": str(expectation.backend) if expectation is not None else None,
+    }
+    if in_process:
+        if not _same_directory(sys.prefix, environment.prefix):
+            message = f"{environment.prefix} is not this process's environment"
+            raise ValueError(message)
+        # Through JSON, as a child's: one form to judge, without torch's own types.
+        findings = json.loads(json.dumps(probe.probe(question)))
+        run = _Run(findings=from_json(Findings, findings), stage="done")
+    else:
+        run = _run_child(environment.interpreter, question, timeout_seconds)
+    return judge(
+        run.findings or Findings(python=environment.interpreter.version),
+        environment,
+        expectation,
+        ended=run.ended,
+        stage=run.stage,
+        detail=run.detail,
+    )
+
+
+def _same_directory(one: str | Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121  (either may be a str)
+    except OSError:
+        return False
+
+
+def _run_child(interpreter: Interpreter, question: dict[str, Any], timeout_seconds: float) -> _Run:
+    try:
+        process = subprocess.Popen(
+            [str(interpreter.executable), "-I", probe.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(os.environ),
+            # A kernel's interrupt goes to its whole process group.
+            start_new_session=True,
+        )
+    except OSError as error:
+        return _Run(findings=None, ended=f"could not be started ({error.strerror})")
+    line = json.dumps(question).encode("ascii") + b"\n"
+    timed_out = False
+    with process:
+        try:
+            output, errors = process.communicate(line, timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            _stop(process)
+            output, errors = process.communicate()
+        except BaseException:
+            _stop(process)
+            raise
+    stage, findings = _last_line(output)
+    detail = errors.decode("utf-8", "replace")[-4000:]
+    if timed_out:
+        ended = f"did not finish within {timeout_seconds:g} s"
+    elif process.returncode == 0 and stage == "done":
+        return _Run(findings=findings, stage=stage)
+    else:
+        ended = describe_end(process.returncode)
+    return _Run(findings=findings, ended=ended, stage=stage, detail=detail)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child and, where there are groups, what it has started: those hold the pipes too."""
+    if sys.platform == "win32":
+        process.kill()
+        return
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
+
+
+def _last_line(output: bytes) -> tuple[str, Findings | None]:
+    """Return the last stage that was begun and what was found by then."""
+    for line in reversed(output.splitlines()):
+        try:
+            answer = json.loads(line)
+            return str(answer["stage"]), from_json(Findings, answer["findings"])
+        except (ValueError, TypeError, KeyError):
+            continue  # cut off by the end of the process, or printed by a .pth file
+    return "", None
+
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for the child: those that a kernel's torch sees, without secrets.
+
+    `-I` ignores PYTHONPATH and PYTHONHOME, but what torch starts would not.
+
+    >>> child_environment({"PATH": "/bin", "JUPYTERHUB_API_TOKEN": "x", "PYTHONHOME": "/x"})
+    {'PATH': '/bin'}
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME") and not _SECRET.search(name)
+    }
+
+
+_SIGNAL_MEANINGS = {
+    "SIGSEGV": "a memory error in compiled code",
+    "SIGBUS": "a memory error in compiled code, or a full disk",
+    "SIGILL": "an instruction that this CPU does not have",
+    "SIGABRT": "a library gave up",
+    "SIGFPE": "an arithmetic error in compiled code",
+    "SIGKILL": "by the system, as when memory runs out",
+}
+# Windows has exit statuses (NTSTATUS) where others have signals.
+_WINDOWS_ENDS = {
+    0xC0000005: ("ACCESS_VIOLATION", "a memory error in compiled code"),
+    0xC000001D: ("ILLEGAL_INSTRUCTION", "an instruction that this CPU does not have"),
+    0xC0000135: ("DLL_NOT_FOUND", "a library is missing"),
+    0xC0000409: ("STACK_BUFFER_OVERRUN", "a library gave up"),
+}
+
+
+def describe_end(status: int) -> str:
+    """Return how a process with that exit status ended.
+
+    >>> describe_end(-11)
+    'was ended by SIGSEGV (a memory error in compiled code)'
+    """
+    name, meaning = _WINDOWS_ENDS.get(status & 0xFFFFFFFF, ("", ""))
+    if status < 0 and not name:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        meaning = _SIGNAL_MEANINGS.get(name, "")
+    if not name:
+        return f"ended with status {status} and no answer"
+    return f"was ended by {name} ({meaning})" if meaning else f"was ended by {name}"
+
+
+# ----------------------------------------------------------------------------------------- judging
+
+_ANEW = "`%torchenv` installs it anew"
+
+
+def judge(
+    findings: Findings,
+    environment: Environment,
+    expectation: Expectation | None,
+    *,
+    ended: str | None = None,
+    stage: str = "",
+    detail: str = "",
+) -> Verification:
+    """Return what the findings mean.
+
+    `ended` says how a child process ended that did not finish (`was ended by SIGSEGV`), and `stage`
+    what it did then: what comes after that stage is not judged.
+    """
+    installed = dict(findings.installed)
+    actual = _actual_backend(findings)
+    checks: list[Check] = []
+    notes = list(findings.notes)
+    if findings.installed:
+        checks += _installation(installed)
+    checks += _stale(findings)
+    if not any(name == "torch" for name, *_ in findings.stale):
+        checks += _import(findings, installed, environment)
+    if expectation is not None and findings.installed:
+        checks.append(_versions(installed, expectation))
+    if findings.torch_version is not None:
+        if expectation is not None:
+            checks.append(_backend(actual, expectation.backend))
+        checks += _device(findings, actual, expectation, notes)
+        checks += _architectures(findings, notes)
+        checks += _product(findings)
+        checks += _extensions(findings)
+    if ended is not None:
+        checks.append(_unfinished(ended, stage))
+    first = installed.get("torch") or (None,)
+    package = environment.installed("torch")
+    before = package.version if package is not None and not findings.installed else None
+    return Verification(
+        python=findings.python,
+        prefix=environment.prefix,
+        environment_kind=environment.kind,
+        torch=findings.torch_version or first[0] or before,
+        backend=actual,
+        device=findings.device,
+        device_names=tuple(name for name, _ in findings.devices),
+        checks=tuple(checks),
+        versions=_rows(installed, expectation),
+        import_seconds=findings.import_seconds,
+        product_seconds=findings.product_seconds,
+        notes=tuple(notes),
+        detail=detail,
+    )
+
+
+def _rows(
+    installed: dict[str, tuple[str | None, ...]], expectation: Expectation | None
+) -> tuple[VersionRow, ...]:
+    asked = dict(expectation.versions) if expectation is not None else {}
+    names = dict.fromkeys([*asked, *(name for name in FAMILY_MEMBERS if installed.get(name))])
+    return tuple(
+        VersionRow(
+            name=name,
+            asked=asked.get(name),
+            installed=next(iter(installed.get(name, ())), None),
+        )
+        for name in names
+    )
+
+
+def _actual_backend(findings: Findings) -> Backend | None:
+    """Return what the imported build was made for: its own word, in the version's spelling."""
+    if findings.torch_version is None:
+        return None
+    made_for = backend_of_build(cuda=findings.cuda, hip=findings.hip, xpu=findings.xpu)
+    named = backend_of_torch_version(findings.torch_version)
+    if made_for == Backend("cpu") and named == Backend("xpu"):
+        return named  # torch.version.xpu is younger than the first xpu builds
+    # HIP has no number for the third of `rocm6.2.4`.
+    return named if _same_backend(made_for, named) else made_for
+
+
+def _same_backend(one: Backend | None, other: Backend | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.kind == other.kind and one.version[:2] == other.version[:2]
+
+
+def _same_version(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    try:
+        return Version(one) == Version(other)
+    except InvalidVersion:
+        return one == other
+
+
+def _installation(installed: dict[str, tuple[str | None, ...]]) -> list[Check]:
+    wrong = []
+    for name in FAMILY_MEMBERS:
+        versions = installed.get(name, ())
+        if len(versions) > 1:
+            known = " and ".join(version or "an unreadable one" for version in versions)
+            wrong.append(
+                f"{name} is installed {len(versions)} times ({known}): its files are mixed"
+            )
+        elif versions and versions[0] is None:
+            wrong.append(f"{name} is installed in part: an install was interrupted")
+    if wrong:
+        return [
+            Check(name="installation", passed=False, message=text, hint=_ANEW) for text in wrong
+        ]
+    there = [name for name in FAMILY_MEMBERS if installed.get(name)]
+    if not there:
+        return []
+    return [Check(name="installation", passed=True, message=f"{_list(there)}: installed once")]
+
+
+def _stale(findings: Findings) -> list[Check]:
+    checks = []
+    for name, loaded, on_disk in findings.stale:
+        if loaded is None:
+            held = f"what an import of {name} that failed left behind"
+        else:
+            now = f"{on_disk} is installed now" if on_disk else "it is no longer installed"
+            held = f"{name} {loaded}, and {now}"
+        checks.append(
+            Check(
+                name="session",
+                passed=False,
+                message=f"This process still has {held}",
+                hint="restart the kernel, then run `%torchenv verify`",
+            )
+        )
+    return checks
+
+
+def _import(
+    findings: Findings, installed: dict[str, tuple[str | None, ...]], environment: Environment
+) -> list[Check]:
+    if findings.torch_version is not None:
+        message = f"torch {findings.torch_version} imports"
+        return [Check(name="import", passed=True, message=message)]
+    if findings.import_failure is None:
+        return []
+    if findings.import_missing or not installed.get("torch"):
+        return [
+            Check(
+                name="import",
+                passed=False,
+                message=f"PyTorch is not installed in `{shown_path(environment.prefix)}`",
+                hint="`%torchenv` picks and installs it",
+            )
+        ]
+    file = findings.torch_file
+    if file is not None and Path(file).name != "__init__.py":
+        return [
+            Check(
+                name="import",
+                passed=False,
+                message=f"`{file}` is imported where PyTorch should be",
+                hint="give that file another name, then restart the kernel",
+            )
+        ]
+    return [
+        Check(
+            name="import",
+            passed=False,
+            message=f"torch can't be imported: {findings.import_failure}",
+            hint=_ANEW,
+        )
+    ]
+
+
+def _versions(installed: dict[str, tuple[str | None, ...]], expectation: Expectation) -> Check:
+    rows = [row for row in _rows(installed, expectation) if row.asked is not None]
+    wrong = [
+        f"{row.name} is {row.installed or 'missing'}, and {row.asked} was asked for"
+        for row in rows
+        if not row.agrees
+    ]
+    if wrong:
+        return Check(
+            name="versions",
+            passed=False,
+            message="; ".join(wrong),
+            hint=f"`%torchenv install {expectation.backend} {' '.join(expectation.requirements)}` "
+            "puts it right",
+        )
+    there = _list([f"{row.name} {row.installed}" for row in rows])
+    return Check(name="versions", passed=True, message=f"{there}, as asked for")
+
+
+def _backend(actual: Backend | None, asked: Backend) -> Check:
+    if _same_backend(actual, asked):
+        return Check(name="backend", passed=True, message=f"torch is built for {asked.label}")
+    built = actual.label if actual is not None else "an unknown backend"
+    return Check(
+        name="backend",
+        passed=False,
+        message=f"torch is built for {built}, and {asked.label} was asked for",
+        hint=f"`%torchenv install {asked}` installs the build that was asked for",
+    )
+
+
+_DEVICE_WORDS = {
+    "cuda": ("CUDA device", "see whether `nvidia-smi` shows the GPU, or choose the build `cpu`"),
+    "rocm": ("ROCm device", "see whether `rocminfo` shows the GPU, or choose the build `cpu`"),
+    "xpu": ("Intel GPU", "see whether Intel's GPU driver is installed, or choose the build `cpu`"),
+}
+
+
+def _device(
+    findings: Findings, actual: Backend | None, expectation: Expectation | None, notes: list[str]
+) -> list[Check]:
+    """Judge whether the device is there that the backend is for."""
+    asked = expectation.backend if expectation is not None else actual
+    if asked is None or asked.kind == "cpu" or findings.device is None:
+        return []
+    words, hint = _DEVICE_WORDS[asked.kind]
+    if findings.device != "cpu":
+        names = _list([name for name, _ in findings.devices])
+        return [Check(name="device", passed=True, message=f"PyTorch sees {names}")]
+    if findings.hidden_by is not None:
+        reason, hint = f": {findings.hidden_by} hides it", "unset that variable"
+    else:
+        reason = f": {findings.device_failure}" if findings.device_failure else ""
+    message = f"PyTorch finds no {words} here{reason}"
+    if expectation is None and not findings.device_failure:
+        # Nobody asked for the device: a build for a GPU also computes on the CPU.
+        notes.append(f"{message}, and computes on the CPU")
+        return []
+    return [Check(name="device", passed=False, message=message, hint=hint)]
+
+
+def _architectures(findings: Findings, notes: list[str]) -> list[Check]:
+    """Judge whether the build has code for each GPU, by torch's own rule without its exceptions.
+
+    (Jetsons; `DEVICE_REQUIREMENT` in `torch/cuda/__init__.py`.) So the product has the last word
+    about the GPU that it ran on.
+    """
+    if not findings.architectures:
+        return []
+    worked = findings.product_failure is None
+    checks = []
+    for index, (name, capability) in enumerate(findings.devices):
+        if capability is None:
+            continue
+        shown = ComputeCapability(*capability)
+        has = has_code_for(findings.architectures, capability)
+        codes = " ".join(findings.architectures)
+        missing = f"{name} has compute capability {shown}, and this build only has code for {codes}"
+        if has:
+            message = f"the build has code for compute capability {shown} ({name})"
+            checks.append(Check(name="code", passed=True, message=message))
+        elif index == 0 and not worked:
+            hint = "`%torchenv` recommends a build that has code for this GPU"
+            checks.append(Check(name="code", passed=False, message=missing, hint=hint))
+        elif index > 0:
+            notes.append(missing)
+    return checks
+
+
+def has_code_for(architectures: Iterable[str], capability: tuple[int, int]) -> bool:
+    """Tell whether a GPU can run a build: binary code of its generation, or PTX of an older one.
+
+    >>> has_code_for(["sm_60", "sm_75"], (6, 1)), has_code_for(["sm_75"], (6, 1))
+    (True, False)
+    """
+    for architecture in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", architecture)
+        if match is None:
+            continue
+        built = (int(match[2]), int(match[3]))
+        if built <= capability and (match[1] == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def _product(findings: Findings) -> list[Check]:
+    what = f"a matrix product on {findings.device}"
+    if findings.product_failure is not None:
+        return [
+            Check(
+                name="product",
+                passed=False,
+                message=f"{what} failed: {findings.product_failure}",
+                hint="`%torchenv` shows which builds fit this machine",
+            )
+        ]
+    if findings.product_bound is None:
+        return []
+    difference, bound = findings.product_difference, findings.product_bound
+    off = f"{difference:.1e}" if difference is not None else "not a number"
+    if difference is not None and difference <= bound:
+        took = f" in {findings.product_seconds:.2g} s" if findings.product_seconds else ""
+        message = (
+            f"{what} agrees with the CPU's in float64 (off by {off}, {bound:.1e} allowed){took}"
+        )
+        return [Check(name="product", passed=True, message=message)]
+    return [
+        Check(
+            name="product",
+            passed=False,
+            message=f"{what} is wrong: off by {off} from the CPU's in float64, {bound:.1e} allowed",
+            hint="do not trust this build's results: `%torchenv` shows which others fit",
+        )
+    ]
+
+
+def _extensions(findings: Findings) -> list[Check]:
+    checks = []
+    for extension in findings.extensions:
+        called = f"{extension.name} {extension.version or ''}".strip()
+        wrong = _extension_fault(extension, called, findings)
+        message = wrong or f"{called} belongs to this torch and imports"
+        hint = f"`%torchenv install torch {extension.name}` installs the two that belong together"
+        checks.append(
+            Check(
+                name=extension.name,
+                passed=wrong is None,
+                message=message,
+                hint=hint if wrong else "",
+            )
+        )
+    return checks
+
+
+def _extension_fault(extension: ExtensionFindings, called: str, findings: Findings) -> str | None:
+    torch = findings.torch_version or ""
+    for text in extension.requires:
+        needed = _torch_requirement(text)
+        if needed is not None and not needed.specifier.contains(torch, prereleases=True):
+            return f"{called} needs torch{needed.specifier}, and torch is {torch}"
+    if extension.failure is not None:
+        return f"{extension.name} can't be imported: {extension.failure}"
+    ours = backend_of_torch_version(extension.version or "")
+    theirs = backend_of_torch_version(torch)
+    if ours is not None and theirs is not None and ours != theirs:
+        return f"{called} is built for {ours.label}, and torch for {theirs.label}"
+    return None
+
+
+def _torch_requirement(text: str) -> Requirement | None:
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    if requirement.name.lower() != "torch":
+        return None
+    marker = requirement.marker
+    return requirement if marker is None or marker.evaluate({"extra": ""}) else None
+
+
+def _unfinished(ended: str, stage: str) -> Check:
+    at = f" at `{stage}`" if stage and stage != "done" else ""
+    return Check(
+        name="process",
+        passed=False,
+        message=f"The process that tried PyTorch {ended}{at}",
+        hint="`%torchenv` shows which builds fit this machine",
+    )
+
+
+def _list(texts: list[str]) -> str:
+    return ", ".join(texts)
