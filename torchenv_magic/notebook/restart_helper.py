@@ -1,0 +1,375 @@
+"""Restart a kernel from outside and run code in the fresh one: the detached process.
+
+A kernel can't ask its own server for a restart and wait: the server interrupts and ends it
+meanwhile. So this process asks, outlives the old kernel, and speaks to the fresh one over the same
+connection file. Everything it needs comes as one JSON line over stdin, because a command line and
+an environment can be read by others; then it takes orders, one a line, and answers on stdout:
+
+```
+kernel → helper    {job}              what to do; the helper loads what it needs meanwhile
+                   go                 say when the running cell is over and its reply is sent
+                   exec               (re-exec) the kernel now replaces itself: stdin closes
+helper → kernel    {"event": "idle"}  the cell is over; a server restart is asked for now
+                   {"event": "failed", "reason": …, "ambiguous": …}
+```
+
+When stdin ends without `exec`, the old kernel is gone or has thought better of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchenv_magic.notebook.own_server import PROBE_SECONDS, Server, ask
+
+if TYPE_CHECKING:
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+__all__ = [
+    "Job",
+    "ServerRefusedError",
+    "main",
+    "restart_kernel",
+    "run_in_fresh_kernel",
+]
+
+RESTART_SECONDS = 120.0
+"""How long the server may take to answer the restart: it waits 60 s for the kernel itself."""
+FRESH_KERNEL_SECONDS = 60.0
+CODE_SECONDS = 600.0
+_ASK_AGAIN_SECONDS = 0.5
+_ALIVE_SECONDS = 5.0
+
+_log = logging.getLogger("torchenv_magic.restart")
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+class ServerRefusedError(Exception):
+    """The server did not restart the kernel."""
+
+    def __init__(self, reason: str, *, ambiguous: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        # No answer came: the restart may still happen, so nothing else may be tried.
+        self.ambiguous = ambiguous
+
+
+def restart_kernel(server: Server, kernel_id: str) -> None:
+    """Have the server restart the kernel; raise `ServerRefusedError` where it doesn't."""
+    try:
+        cookies: tuple[tuple[str, str], ...] = ()
+        if not server.token:
+            # Without authentication a POST still needs the XSRF cookie. There is no log-in page
+            # then, but its 404 sets the cookie.
+            cookies = ask(server, "GET", "login", timeout=PROBE_SECONDS).cookies
+        path = f"api/kernels/{urllib.parse.quote(kernel_id, safe='')}/restart"
+        answer = ask(server, "POST", path, timeout=RESTART_SECONDS, cookies=cookies)
+    except TimeoutError as error:
+        raise ServerRefusedError("the Jupyter server gave no answer", ambiguous=True) from error
+    except http.client.RemoteDisconnected as error:
+        raise ServerRefusedError("the Jupyter server hung up", ambiguous=True) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerRefusedError(f"the Jupyter server can't be reached: {error}") from error
+    if not answer.is_success:
+        # A 5xx comes after the old kernel was told to end.
+        raise ServerRefusedError(
+            f"the Jupyter server answered {answer.status}", ambiguous=answer.status >= 500
+        )
+
+
+# --- the job --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the old kernel hands over."""
+
+    kernel_id: str
+    connection_file: str
+    code: str = field(repr=False)
+    """What the fresh kernel runs, silently and outside its history."""
+    display_id: str | None = None
+    """Of the output that says so where the code can't."""
+    server: Server | None = None
+    """Who restarts the kernel; None where it replaces itself."""
+    log_file: str | None = None
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_line(cls, line: str) -> Job:
+        """Return the job of `to_line`; raise ValueError, TypeError or KeyError for another."""
+        data = json.loads(line)
+        server = data.pop("server")
+        return cls(server=Server(**server) if server is not None else None, **data)
+
+
+class _Orders:
+    """The lines of stdin, read in a thread so that waiting for them can have an end."""
+
+    def __init__(self) -> None:
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def next(self, timeout: float | None = None) -> str | None:
+        """Return the next line, None at the end; raise `queue.Empty` after `timeout` seconds."""
+        if self.ended:
+            return None
+        line = self._lines.get(timeout=timeout)
+        self.ended = line is None
+        return line
+
+    def have_ended(self) -> bool:
+        """Return whether stdin is closed, passing over what else came."""
+        with contextlib.suppress(queue.Empty):
+            while not self.ended:
+                self.next(timeout=0)
+        return self.ended
+
+
+def main() -> int:
+    """Do the job that stands on stdin; return the exit status."""
+    _detach()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    orders = _Orders()
+    line = orders.next()
+    if line is None:
+        return 0
+    try:
+        job = Job.from_line(line)
+    except (ValueError, TypeError, KeyError) as error:
+        # The line itself has secrets.
+        _log.error("the job can't be read: %s", type(error).__name__)
+        return 2
+    try:
+        done = _do(job, orders)
+    except Exception as error:  # noqa: BLE001  (the last place that can say so)
+        _log.exception("the restart failed")
+        _report("failed", reason=f"the restart's helper failed: {error}", ambiguous=False)
+        done = False
+    if done and job.log_file is not None:
+        # Windows doesn't remove an open file.
+        with contextlib.suppress(OSError):
+            os.close(2)
+        with contextlib.suppress(OSError):
+            Path(job.log_file).unlink()
+    return 0 if done else 1
+
+
+def _do(job: Job, orders: _Orders) -> bool:
+    # Takes a few tenths of a second, while the cell that asked is still coming to its end.
+    import jupyter_client.blocking.client  # noqa: F401
+
+    while True:
+        order = orders.next()
+        if order == "go":
+            if not _wait_until_idle(job, orders):
+                return True
+            _report("idle", pid=os.getpid())
+            if job.server is not None:
+                return _restart_by_server(job, job.server)
+        elif order == "exec":
+            # The old process's end of this pipe closes as it replaces itself.
+            if orders.next(timeout=FRESH_KERNEL_SECONDS) is not None:
+                return True
+            return run_in_fresh_kernel(job)
+        else:
+            return True
+
+
+def _restart_by_server(job: Job, server: Server) -> bool:
+    try:
+        restart_kernel(server, job.kernel_id)
+    except ServerRefusedError as error:
+        _log.warning("%s", error.reason)
+        _report("failed", reason=error.reason, ambiguous=error.ambiguous)
+        return True
+    _log.info("the server restarted kernel %s", job.kernel_id)
+    return run_in_fresh_kernel(job)
+
+
+def _report(event: str, **details: object) -> None:
+    # The old kernel may be gone, and its end of the pipe with it.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
+        sys.stdout.flush()
+
+
+def _detach() -> None:
+    """Leave the kernel's children, which it may end with itself and would have to wait for."""
+    if sys.platform != "win32":
+        # Already in a session of its own; after a re-exec the kernel would not know that it has
+        # a child to wait for.
+        if os.fork():
+            os._exit(0)
+        return
+    # Not measured: a kernel on Windows ends all of its children, and theirs, when it ends; a
+    # process whose parent is gone is none of them.
+    if "--detached" in sys.argv:
+        return
+    flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+    subprocess.Popen(
+        [sys.executable, "-m", "torchenv_magic.notebook.restart_helper", "--detached"],
+        stdin=sys.stdin,
+        stdout=sys.stdout,
+        stderr=sys.stderr,
+        creationflags=flags,
+    )
+    os._exit(0)
+
+
+# --- the kernel -----------------------------------------------------------------------------------
+
+
+def _open_client(job: Job, *, iopub: bool) -> BlockingKernelClient:
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+    client = BlockingKernelClient()
+    client.load_connection_file(job.connection_file)
+    client.start_channels(shell=True, iopub=iopub, stdin=False, hb=False, control=False)  # noqa: S604
+    return client
+
+
+def _wait_until_idle(job: Job, orders: _Orders) -> bool:
+    """Wait until the old kernel has sent all that the running cell says; return whether it lives.
+
+    A kernel handles one request of the shell channel at a time, and sends in order: once a later
+    request is answered and its `idle` is seen, the cell's reply and outputs have gone out.
+    """
+    client = _open_client(job, iopub=True)
+    try:
+        asked: set[str] = set()
+        answered = False
+        while not orders.have_ended():
+            asked.add(client.kernel_info())
+            # Asked again because a subscription to IOPub takes effect some time after it is made.
+            deadline = time.monotonic() + _ASK_AGAIN_SECONDS
+            while not answered or time.monotonic() < deadline:
+                if not answered:
+                    try:
+                        answered = (
+                            _parent(client.get_shell_msg(timeout=_ASK_AGAIN_SECONDS)) in asked
+                        )
+                    except queue.Empty:
+                        if orders.have_ended():
+                            return False
+                    continue
+                with contextlib.suppress(queue.Empty):
+                    message = client.get_iopub_msg(timeout=_ASK_AGAIN_SECONDS)
+                    state = message["content"].get("execution_state")
+                    if state == "idle" and _parent(message) in asked:
+                        return True
+        return False
+    finally:
+        client.stop_channels()
+
+
+def run_in_fresh_kernel(job: Job) -> bool:
+    """Run the job's code in the kernel behind the connection file; return whether it ran well.
+
+    Where it does not, the display that the old kernel left says so.
+    """
+    client = _open_client(job, iopub=False)
+    try:
+        if not _wait_until_ready(client, time.monotonic() + FRESH_KERNEL_SECONDS):
+            _log.error("the fresh kernel gave no answer within %.0f s", FRESH_KERNEL_SECONDS)
+            return False
+        outcome = _execute(client, job.code, time.monotonic() + CODE_SECONDS)
+        if outcome is None:
+            return True
+        _log.error("the code in the fresh kernel: %s", outcome)
+        if job.display_id is not None and _wait_until_ready(
+            client, time.monotonic() + FRESH_KERNEL_SECONDS
+        ):
+            text = f"The kernel was restarted, but the verification did not run: {outcome}"
+            text += "\n\nhint: run the verification cell (`%torchenv verify`)"
+            _execute(client, _display_code(job.display_id, text), time.monotonic() + 10)
+        return False
+    finally:
+        client.stop_channels()
+
+
+def _wait_until_ready(client: BlockingKernelClient, deadline: float) -> bool:
+    asked: set[str] = set()
+    while time.monotonic() < deadline:
+        asked.add(client.kernel_info())
+        try:
+            while True:
+                if _parent(client.get_shell_msg(timeout=_ASK_AGAIN_SECONDS)) in asked:
+                    return True
+        except queue.Empty:
+            continue
+    return False
+
+
+def _execute(client: BlockingKernelClient, code: str, deadline: float) -> str | None:
+    """Run `code` and return None, or what went wrong.
+
+    `silent` still makes the kernel say `idle` for an execution, which takes the front end's status
+    from "Starting"; and what the code displays is shown.
+    """
+    message_id = client.execute(
+        code, silent=True, store_history=False, allow_stdin=False, stop_on_error=False
+    )
+    later: set[str] = set()
+    while time.monotonic() < deadline:
+        later.add(client.kernel_info())
+        again = min(deadline, time.monotonic() + _ALIVE_SECONDS)
+        while (left := again - time.monotonic()) > 0:
+            try:
+                message = client.get_shell_msg(timeout=left)
+            except queue.Empty:
+                break
+            parent = _parent(message)
+            if parent == message_id:
+                content = message["content"]
+                if content["status"] == "ok":
+                    return None
+                name = content.get("ename") or content["status"]
+                return f"{name}: {content.get('evalue', '')}".rstrip(": ")
+            if parent in later:
+                # The answer to the earlier request never comes before this one's from the same
+                # process: another one has taken its place.
+                return "the kernel died"
+    return f"no answer within {CODE_SECONDS:.0f} s"
+
+
+def _display_code(display_id: str, text: str) -> str:
+    # One expression, so that no name is left among the user's; plain IPython, as our own package
+    # may be what is broken.
+    return (
+        "__import__('IPython.display', fromlist=['update_display']).update_display("
+        f"{{'text/plain': {text!r}}}, raw=True, display_id={display_id!r})"
+    )
+
+
+def _parent(message: dict[str, Any]) -> str:
+    return str(message["parent_header"].get("msg_id", ""))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
