@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +29,18 @@ __all__ = [
     "EnvironmentKind",
     "InstalledPackage",
     "Interpreter",
+    "InterpreterRun",
     "backend_of_build",
     "backend_of_local_version",
     "backend_of_torch_version",
     "check_target",
+    "child_environment",
     "dependents",
     "family",
     "installed_backend",
     "is_satellite",
     "read_environment",
+    "run_interpreter",
     "shown_path",
 ]
 
@@ -168,80 +173,170 @@ def _environment(description: dict[str, Any]) -> Environment:
     )
 
 
+_AN_INTERPRETER = "name an interpreter, such as `.venv/bin/python`"
+
+
 def _find_interpreter(python: Path) -> Path:
-    python = python.expanduser()
-    if python.is_dir():
-        for inside in ("bin/python", "Scripts/python.exe", "python.exe"):
-            if (python / inside).exists():
-                return python / inside
-        raise TargetError(
-            f"`{python}` is a directory without a Python in it",
-            hint="name an interpreter, or a virtual environment's directory",
-        )
-    if python.exists():
-        # Not resolved: a virtual environment's interpreter is a link to the one it was made from.
-        return python.absolute()
+    try:
+        python = python.expanduser()
+        if python.is_dir():
+            for inside in ("bin/python", "Scripts/python.exe", "python.exe"):
+                if (python / inside).exists():
+                    return (python / inside).absolute()
+            raise TargetError(f"`{python}` is a directory without a Python", hint=_AN_INTERPRETER)
+        if python.exists():
+            # Not resolved: a virtual environment's interpreter is a link to the one it came from.
+            return python.absolute()
+    except (OSError, RuntimeError) as error:  # no permission; `~nobody-of-that-name`
+        raise TargetError(f"`{python}` can't be read: {error}", hint=_AN_INTERPRETER) from None
     if len(python.parts) == 1 and (found := shutil.which(str(python))):
         return Path(found)
-    raise TargetError(
-        f"There is no Python at `{python}`",
-        hint="name an interpreter, such as `.venv/bin/python`",
-    )
+    raise TargetError(f"There is no Python at `{python}`", hint=_AN_INTERPRETER)
 
 
 def _ask(python: Path) -> dict[str, Any]:
     """Run the probe in `python` and return what it printed."""
-    completed = _run_python(python, "-I", _environment_probe.__file__)
+    ended = _answer(python, "-I", _environment_probe.__file__)
     # A .pth file may print before the probe does: the description is the last line.
-    last = (completed.stdout.splitlines() or [""])[-1]
     try:
-        description = json.loads(last)
+        description = json.loads((ended.output.splitlines() or [b""])[-1])
     except ValueError:
         description = None
-    if completed.returncode == 0 and isinstance(description, dict):
+    if ended.status == 0 and isinstance(description, dict):
         return description
-    # Python 2 doesn't know `-I`, and 3.7 not the probe's syntax: ask again in words that both know.
+    # Python 2 doesn't know `-I`, and 3.6 not the probe's syntax: ask again in words that both know.
     words = "import sys; sys.stdout.write('Python %d.%d' % sys.version_info[:2])"
-    answer = _run_python(python, "-c", words).stdout
-    if match := re.fullmatch(r"Python (\d+)\.(\d+)", answer):
-        if (int(match[1]), int(match[2])) < (3, 8):
-            raise TargetError(
-                f"`{python}` is {answer}, which is too old",
-                hint="PyTorch needs Python 3.10 or newer: name such an interpreter",
-            )
+    match = re.fullmatch(rb"Python (\d+)\.(\d+)", _answer(python, "-c", words).output)
+    if match is None:
         raise TargetError(
-            f"`{python}` is {answer}, and can't describe itself",
-            hint=f"run `{python} -I -c 'import json, sysconfig'` to see what is wrong with it",
-            detail=completed.stderr[-4000:],
+            f"`{python}` is not a Python interpreter", hint=_AN_INTERPRETER, detail=ended.errors
+        )
+    if (int(match[1]), int(match[2])) < (3, 8):
+        raise TargetError(
+            f"`{python}` is {match[0].decode()}, which is too old",
+            hint="PyTorch needs Python 3.10 or newer: name such an interpreter",
         )
     raise TargetError(
-        f"`{python}` is not a Python interpreter",
-        hint="name an interpreter, such as `.venv/bin/python`",
-        detail=completed.stderr[-4000:],
+        f"`{python}` is {match[0].decode()}, and can't describe itself",
+        hint=f"run `{python} -I -c 'import json, sysconfig'` to see what is wrong with it",
+        detail=ended.errors,
     )
 
 
-def _run_python(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _answer(python: Path, *arguments: str) -> InterpreterRun:
     try:
-        return subprocess.run(
-            [str(python), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_DESCRIBE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        ended = run_interpreter(python, arguments, timeout_seconds=_DESCRIBE_SECONDS)
+    except OSError as error:
+        raise TargetError(
+            f"`{python}` can't be run: {error.strerror or error}", hint=_AN_INTERPRETER
+        ) from None
+    if ended.timed_out:
         raise TargetError(
             f"`{python}` did not answer within {_DESCRIBE_SECONDS} s",
             hint="start it by hand to see what it waits for",
-        ) from None
-    except OSError as error:
-        raise TargetError(
-            f"`{python}` can't be run: {error.strerror}",
-            hint="name an interpreter, such as `.venv/bin/python`",
-        ) from None
+            detail=ended.errors,
+        )
+    return ended
+
+
+# ---------------------------------------------------------------------------- another interpreter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterpreterRun:
+    """How a run of an interpreter ended."""
+
+    status: int
+    """The exit status; negative is the signal's number."""
+    output: bytes
+    errors: str
+    """The end of its stderr."""
+    timed_out: bool
+
+
+def run_interpreter(
+    python: Path, arguments: Sequence[str], *, timeout_seconds: float, stdin: bytes = b""
+) -> InterpreterRun:
+    """Run `python` with `arguments` and wait for its end, for `timeout_seconds` at most.
+
+    It runs apart from the kernel's interrupt, with `child_environment`, and what it has started
+    ends with it where it doesn't end by itself, or where the wait for it is interrupted.
+
+    Raises
+    ------
+    OSError
+        It can't be started.
+    """
+    with subprocess.Popen(
+        [str(python), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(os.environ),
+        # A kernel's interrupt goes to its whole process group (on Windows: its console).
+        start_new_session=True,
+        creationflags=_APART_ON_WINDOWS,
+    ) as process:
+        timed_out = False
+        try:
+            output, errors = process.communicate(stdin, timeout=timeout_seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            _stop(process)
+            output, errors = _rest(process)
+        except BaseException:
+            _stop(process)
+            raise
+    return InterpreterRun(
+        status=process.returncode,
+        output=output,
+        errors=errors[-_LONGEST_ERRORS:].decode("utf-8", "replace"),
+        timed_out=timed_out,
+    )
+
+
+_LONGEST_ERRORS = 4000
+_APART_ON_WINDOWS = 0
+if sys.platform == "win32":
+    _APART_ON_WINDOWS = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child and, where there are groups, what it has started: those hold the pipes too."""
+    if sys.platform == "win32":
+        process.kill()
+        return
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # macOS says so of a group that is just ending
+        process.kill()
+
+
+def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    try:
+        return process.communicate(timeout=5)
+    except subprocess.TimeoutExpired as error:  # something left the group, and holds the pipes
+        return error.output or b"", error.stderr or b""
+
+
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for another interpreter: this one's, without what would lead it astray.
+
+    No secrets, for it runs what the environment holds; none of this Python's own places (`-I`
+    ignores them, but what it starts would not; `__PYVENV_LAUNCHER__` is macOS's).
+
+    >>> child_environment({"PATH": "/bin", "JUPYTERHUB_API_TOKEN": "x", "PYTHONHOME": "/x"})
+    {'PATH': '/bin'}
+    """
+    places = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in places and not _SECRET.search(name)
+    }
 
 
 # ------------------------------------------------------------------------------ fit to be changed

@@ -27,7 +27,7 @@ __all__ = ["probe"]
 SIZE = 64
 
 _NOISE = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
-_LONGEST = 2000
+_LONGEST = 1000
 """Characters of one message: an ImportError of a CUDA library lists all it depends on."""
 
 
@@ -89,7 +89,9 @@ def _stale(name: str) -> list[str | None] | None:
         # An import that failed halfway leaves its submodules, and a new import would build on them.
         rest = any(loaded.startswith(f"{name}.") for loaded in sys.modules)
         return [name, None, None] if rest else None
-    loaded = str(getattr(module, "__version__", None))
+    if not hasattr(module, "__version__"):
+        return None  # not the package of that name, which is not this question
+    loaded = str(module.__version__)
     # The file and not the metadata: those differ in spelling (`nv25.04`, `nv25.4`) and by packager.
     try:
         path = os.path.join(os.path.dirname(module.__file__ or ""), "version.py")  # noqa: PTH118, PTH120
@@ -105,6 +107,7 @@ def _try_torch(
     findings: dict[str, Any], question: dict[str, Any], stage: Callable[[str], None]
 ) -> None:
     stage("import torch")
+    before = "torch" in sys.modules
     start = time.perf_counter()
     try:
         torch = importlib.import_module("torch")
@@ -112,15 +115,16 @@ def _try_torch(
     except BaseException as error:  # noqa: BLE001  (a SystemExit of a module is a finding too)
         _reraise_interrupt(error)
         findings["import_failure"] = _words(error)
-        findings["import_missing"] = getattr(error, "name", None) == "torch"
-        loaded = sys.modules.get("torch")
-        findings["torch_file"] = getattr(loaded, "__file__", None)
+        findings["import_missing"] = isinstance(error, ImportError) and error.name == "torch"
+        impostor = sys.modules.get("torch")
+        findings["shadowed_by"] = getattr(impostor, "__file__", None)
+        if not before:
+            sys.modules.pop("torch", None)  # so that the next attempt looks again
         return
     findings["import_seconds"] = time.perf_counter() - start
     build = getattr(torch, "version", None)
     findings.update(
         torch_version=version,
-        torch_file=getattr(torch, "__file__", None),
         cuda=_text(getattr(build, "cuda", None)),
         hip=_text(getattr(build, "hip", None)),
         xpu=_text(getattr(build, "xpu", None)),
@@ -153,7 +157,13 @@ def _reraise_interrupt(error: BaseException) -> None:
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip()[:_LONGEST]
+    return _plain(f"{type(error).__name__}: {error}")
+
+
+def _plain(text: str) -> str:
+    """Return `text` as one line without control characters, which a terminal would obey."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(shown.split())[:_LONGEST]
 
 
 def _text(value: object) -> str | None:
@@ -294,12 +304,12 @@ def _extension(name: str) -> dict[str, Any]:
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
     """Return what torch warned of (`driver too old`, `no kernel image`), each once."""
     messages = [
-        re.sub(r" ?\(Triggered internally at [^)]*\)", "", " ".join(str(warning.message).split()))
+        re.sub(r" ?\(Triggered internally at [^)]*\)", "", _plain(str(warning.message)))
         for warning in caught
         if not issubclass(warning.category, _NOISE)
     ]
     # NumPy is not torch's requirement: its absence, said at the first tensor, is no fault.
-    told = [text[:_LONGEST] for text in messages if "No module named 'numpy'" not in text]
+    told = [text for text in messages if "No module named 'numpy'" not in text]
     return list(dict.fromkeys(told))[:10]
 
 

@@ -6,9 +6,8 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torchenv_magic.environment import (
     Interpreter,
     backend_of_build,
     backend_of_torch_version,
+    run_interpreter,
     shown_path,
 )
 from torchenv_magic.errors import VerificationError
@@ -120,7 +120,8 @@ class Verification:
         rows = [("Environment", f"{shown_path(self.prefix)}, Python {self.python}, {kind}")]
         if self.torch:
             build = f", {self.backend.label}" if self.backend else ""
-            seconds = f", imported in {self.import_seconds:.1f} s" if self.import_seconds else ""
+            took = self.import_seconds
+            seconds = f", imported in {_duration(took)}" if took is not None else ""
             rows.append(("PyTorch", f"{self.torch}{build}{seconds}"))
         if self.device:
             rows.append(("Device", ", ".join((self.device, *self.device_names))))
@@ -163,9 +164,11 @@ class Findings:
     """(module, version in memory, version on disk) where this process holds another one."""
     import_failure: str | None = None
     import_missing: bool = False
+    """Whether what failed is that there is no module `torch`."""
+    shadowed_by: str | None = None
+    """The file that was imported under the name of torch, and isn't torch."""
     import_seconds: float | None = None
     torch_version: str | None = None
-    torch_file: str | None = None
     cuda: str | None = None
     hip: str | None = None
     xpu: str | None = None
@@ -252,49 +255,22 @@ def _same_directory(one: str | Path, other: str | Path) -> bool:
 
 def _run_child(interpreter: Interpreter, question: dict[str, Any], timeout_seconds: float) -> _Run:
     try:
-        process = subprocess.Popen(
-            [str(interpreter.executable), "-I", probe.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=child_environment(os.environ),
-            # A kernel's interrupt goes to its whole process group.
-            start_new_session=True,
+        run = run_interpreter(
+            interpreter.executable,
+            ["-I", probe.__file__],
+            timeout_seconds=timeout_seconds,
+            stdin=json.dumps(question).encode("ascii") + b"\n",
         )
     except OSError as error:
-        return _Run(findings=None, ended=f"could not be started ({error.strerror})")
-    line = json.dumps(question).encode("ascii") + b"\n"
-    timed_out = False
-    with process:
-        try:
-            output, errors = process.communicate(line, timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            _stop(process)
-            output, errors = process.communicate()
-        except BaseException:
-            _stop(process)
-            raise
-    stage, findings = _last_line(output)
-    detail = errors.decode("utf-8", "replace")[-4000:]
-    if timed_out:
-        ended = f"did not finish within {timeout_seconds:g} s"
-    elif process.returncode == 0 and stage == "done":
+        return _Run(findings=None, ended=f"could not be started ({error.strerror or error})")
+    stage, findings = _last_line(run.output)
+    if run.status == 0 and stage == "done":
         return _Run(findings=findings, stage=stage)
+    if run.timed_out:
+        ended = f"did not finish within {timeout_seconds:g} s"
     else:
-        ended = describe_end(process.returncode)
-    return _Run(findings=findings, ended=ended, stage=stage, detail=detail)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill the child and, where there are groups, what it has started: those hold the pipes too."""
-    if sys.platform == "win32":
-        process.kill()
-        return
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
+        ended = describe_end(run.status)
+    return _Run(findings=findings, ended=ended, stage=stage, detail=run.errors)
 
 
 def _last_line(output: bytes) -> tuple[str, Findings | None]:
@@ -306,24 +282,6 @@ def _last_line(output: bytes) -> tuple[str, Findings | None]:
         except (ValueError, TypeError, KeyError):
             continue  # cut off by the end of the process, or printed by a .pth file
     return "", None
-
-
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for the child: those that a kernel's torch sees, without secrets.
-
-    `-I` ignores PYTHONPATH and PYTHONHOME, but what torch starts would not.
-
-    >>> child_environment({"PATH": "/bin", "JUPYTERHUB_API_TOKEN": "x", "PYTHONHOME": "/x"})
-    {'PATH': '/bin'}
-    """
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME") and not _SECRET.search(name)
-    }
 
 
 _SIGNAL_MEANINGS = {
@@ -510,7 +468,8 @@ def _import(
         return [Check(name="import", passed=True, message=message)]
     if findings.import_failure is None:
         return []
-    if findings.import_missing or not installed.get("torch"):
+    there = installed.get("torch")
+    if not there:
         return [
             Check(
                 name="import",
@@ -519,24 +478,20 @@ def _import(
                 hint="`%torchenv` picks and installs it",
             )
         ]
-    file = findings.torch_file
-    if file is not None and Path(file).name != "__init__.py":
+    if findings.shadowed_by is not None:
         return [
             Check(
                 name="import",
                 passed=False,
-                message=f"`{file}` is imported where PyTorch should be",
-                hint="give that file another name, then restart the kernel",
+                message=f"`{findings.shadowed_by}` is imported where PyTorch should be",
+                hint="give it another name, then restart the kernel",
             )
         ]
-    return [
-        Check(
-            name="import",
-            passed=False,
-            message=f"torch can't be imported: {findings.import_failure}",
-            hint=_ANEW,
-        )
-    ]
+    if findings.import_missing:
+        message = f"torch {there[0] or ''} is registered as installed, and its files are missing"
+    else:
+        message = f"torch can't be imported: {findings.import_failure}"
+    return [Check(name="import", passed=False, message=message, hint=_ANEW)]
 
 
 def _versions(installed: dict[str, tuple[str | None, ...]], expectation: Expectation) -> Check:
@@ -660,10 +615,9 @@ def _product(findings: Findings) -> list[Check]:
     difference, bound = findings.product_difference, findings.product_bound
     off = f"{difference:.1e}" if difference is not None else "not a number"
     if difference is not None and difference <= bound:
-        took = f" in {findings.product_seconds:.2g} s" if findings.product_seconds else ""
-        message = (
-            f"{what} agrees with the CPU's in float64 (off by {off}, {bound:.1e} allowed){took}"
-        )
+        took = f" in {_duration(findings.product_seconds)}" if findings.product_seconds else ""
+        within = f"off by {off}, {bound:.1e} allowed"
+        message = f"{what} agrees with the CPU's in float64 ({within}){took}"
         return [Check(name="product", passed=True, message=message)]
     return [
         Check(
@@ -731,3 +685,7 @@ def _unfinished(ended: str, stage: str) -> Check:
 
 def _list(texts: list[str]) -> str:
     return ", ".join(texts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
