@@ -7,7 +7,6 @@ Each source is a thin probe (`read_...`) beside the pure function that understan
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -224,6 +223,8 @@ def read_nvidia_smi(
 
     One from before driver 510 refuses `compute_cap`, and is asked again without it.
     """
+    import shutil
+
     program = shutil.which("nvidia-smi", path=environ.get("PATH", ""))
     if program is None:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def read_platform(
     return platform_of(
         sys_platform="linux",
         machine=machine,
-        pointer_bytes=struct.calcsize("P"),
+        is_64_bit=sys.maxsize > 2**32,
         glibc=glibc,
         musl=musl,
     )
@@ -51,7 +50,7 @@ def platform_of(
     *,
     sys_platform: str,
     machine: str,
-    pointer_bytes: int = 8,
+    is_64_bit: bool = True,
     glibc: str | None = None,
     musl: str | None = None,
 ) -> Platform:
@@ -63,7 +62,7 @@ def platform_of(
     systems: dict[str, System] = {"linux": "linux", "win32": "windows", "darwin": "macos"}
     machine = machine.lower()
     machine = _MACHINES.get(machine, machine)
-    if pointer_bytes == 4 and machine in {"x86_64", "aarch64"}:
+    if not is_64_bit and machine in {"x86_64", "aarch64"}:
         # A 32-bit Python on a 64-bit kernel takes 32-bit wheels, of which there are none.
         machine = {"x86_64": "i686", "aarch64": "armv8l"}[machine]
     return Platform(
