@@ -18,6 +18,7 @@ import re
 import sys
 import time
 import warnings
+from functools import partial
 from typing import Any, Callable  # noqa: UP035  (collections.abc's can't be subscripted in 3.8)
 
 __all__ = ["probe"]
@@ -266,25 +267,33 @@ def _product(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
 
 
 class _FullPrecision:
-    """Switch reduced-precision products (TF32, bfloat16) off for a while.
+    """Switch products of reduced precision (TF32, bfloat16) off for a while.
 
     `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` (NVIDIA's containers) and a person's own setting switch them
-    on.
+    on. Since torch 2.9 each backend has its own switch, and the common one raises where a person
+    used those.
     """
 
     def __init__(self, torch: Any) -> None:  # noqa: ANN401
         self._torch = torch
-        self._before: str | None = None
+        self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
-        read = getattr(self._torch, "get_float32_matmul_precision", None)  # since torch 1.12
-        if read is not None:
-            self._before = read()
-            self._torch.set_float32_matmul_precision("highest")
+        torch = self._torch
+        backends = [getattr(torch.backends, name, None) for name in ("cuda", "mkldnn")]
+        switches: list[Any] = [getattr(backend, "matmul", None) for backend in backends]
+        switches = [switch for switch in switches if hasattr(switch, "fp32_precision")]
+        for switch in switches:
+            self._undo.append(partial(setattr, switch, "fp32_precision", switch.fp32_precision))
+            switch.fp32_precision = "ieee"
+        if not switches and hasattr(torch, "get_float32_matmul_precision"):  # torch 1.12 to 2.8
+            set_precision = torch.set_float32_matmul_precision
+            self._undo.append(partial(set_precision, torch.get_float32_matmul_precision()))
+            set_precision("highest")
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            self._torch.set_float32_matmul_precision(self._before)
+        for undo in self._undo:
+            undo()
 
 
 def _extension(name: str) -> dict[str, Any]:
