@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -207,16 +208,19 @@ _VENDOR_NAMES: dict[Vendor, str] = {
 _SYSTEM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Question:
-    """One host, one Python, one demand on torch, and what the catalog says about them."""
+    """One host, one Python, one demand on torch, and what the catalog says about them.
+
+    No slots: `cached_property` keeps its answers in the instance.
+    """
 
     host: Host
     interpreter: Interpreter
     catalog: Catalog
     torch: SpecifierSet
 
-    @property
+    @cached_property
     def without_demand(self) -> _Question:
         return replace(self, torch=SpecifierSet())
 
@@ -247,6 +251,7 @@ class _Question:
     def builds(self, backend: Backend) -> tuple[Build, ...]:
         return self.catalog.builds_for(backend, self.host.platform.wheel_platform)
 
+    @cached_property
     def candidates(self) -> tuple[Build, ...]:
         """Return every build that could be installed here and that the request admits."""
         return tuple(
@@ -293,7 +298,7 @@ class _Question:
 
         Empty where no candidate runs any of them.
         """
-        candidates = self.candidates()
+        candidates = self.candidates
         served: tuple[Accelerator, ...] = ()
         for accelerator in self.accelerators(vendor):
             running = [build for build in candidates if self.runs(build, accelerator)]
@@ -321,11 +326,16 @@ class _Question:
 
     def targets(self, vendor: Vendor) -> tuple[Accelerator, ...]:
         """Return the accelerators that a backend for `vendor` is judged by."""
-        return (
-            self.served(vendor)
+        return self._targets[vendor]
+
+    @cached_property
+    def _targets(self) -> dict[Vendor, tuple[Accelerator, ...]]:
+        return {
+            vendor: self.served(vendor)
             or self.without_demand.served(vendor)
             or self.accelerators(vendor)[:1]
-        )
+            for vendor in _VENDOR_NAMES
+        }
 
 
 def _number(text: str) -> tuple[int, ...]:
@@ -727,7 +737,7 @@ def _limiting_driver(
     if chosen.build is None:
         return None
     best = (chosen.build.torch, chosen.backend.version)
-    for build in question.candidates():
+    for build in question.candidates:
         if (build.torch, build.backend.version) > best and all(
             question.has_code(build, item) for item in served
         ):

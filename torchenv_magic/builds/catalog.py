@@ -113,8 +113,8 @@ class Catalog:
     uv_version: str
     """The uv release whose list of backends `known_to_uv` is."""
     known_to_uv: frozenset[Backend]
-    builds: tuple[Build, ...]
-    """Newest torch first."""
+    builds: Mapping[tuple[Backend, str], tuple[Build, ...]]
+    """The builds of each backend for each wheel platform, newest torch first."""
     cuda_code_rows: Mapping[tuple[Minor, Backend, str], CudaCode]
     rocm_code_rows: Mapping[Backend, tuple[str, ...]]
     cuda_rule: _CudaRule
@@ -126,7 +126,7 @@ class Catalog:
     def backends(self) -> tuple[Backend, ...]:
         """Return every backend that has a wheel somewhere: CUDA, ROCm, XPU, CPU, newest first."""
         newest_first = sorted(
-            {build.backend for build in self.builds},
+            {backend for backend, _ in self.builds},
             key=lambda backend: backend.version,
             reverse=True,
         )
@@ -139,11 +139,7 @@ class Catalog:
 
     def builds_for(self, backend: Backend, wheel_platform: str) -> tuple[Build, ...]:
         """Return the builds of `backend` for that platform, newest torch first."""
-        return tuple(
-            build
-            for build in self.builds
-            if build.backend == backend and build.wheel_platform == wheel_platform
-        )
+        return self.builds.get((backend, wheel_platform), ())
 
     def cuda_code(self, build: Build) -> CudaCode:
         """Return what code a CUDA build holds; where it is not known, what its relatives hold.
@@ -264,7 +260,7 @@ def read_catalog(text: str) -> Catalog:
         origin=CatalogOrigin(as_of=head["as_of"], source=head["source"]),
         uv_version=uv["version"],
         known_to_uv=frozenset(map(Backend.parse, uv["knows"])),
-        builds=tuple(sorted(_builds(rows["wheels"]), key=lambda build: build.torch, reverse=True)),
+        builds=_builds(rows["wheels"]),
         cuda_code_rows={
             (_minor(minor), Backend.parse(row["backend"]), row["platform"]): CudaCode(
                 capabilities=tuple(sorted(map(_capability, row["sm"]))),
@@ -316,18 +312,27 @@ def read_catalog(text: str) -> Catalog:
 _DRIVER_SYSTEMS: tuple[System, ...] = ("linux", "windows")
 
 
-def _builds(rows: Iterable[dict[str, Any]]) -> Iterable[Build]:
+def _builds(
+    rows: Iterable[dict[str, Any]],
+) -> dict[tuple[Backend, str], tuple[Build, ...]]:
+    builds: dict[tuple[Backend, str], list[Build]] = {}
     for row in rows:
-        for torch in row["torch"]:
-            for backend in row["backends"]:
-                yield Build(
+        for backend in map(Backend.parse, row["backends"]):
+            builds.setdefault((backend, row["platform"]), []).extend(
+                Build(
                     torch=Version(torch),
-                    backend=Backend.parse(backend),
+                    backend=backend,
                     wheel_platform=row["platform"],
                     python_tags=tuple(row["python"]),
                     glibc=row.get("glibc"),
                     source=row["source"],
                 )
+                for torch in row["torch"]
+            )
+    return {
+        place: tuple(sorted(found, key=lambda build: build.torch, reverse=True))
+        for place, found in builds.items()
+    }
 
 
 def _minor(text: str) -> Minor:

@@ -101,16 +101,20 @@ class SessionEffects:
         )
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self._loaded_sentence(), self._lost_sentence())))
+        return " ".join(filter(None, (self.loaded_words, self.lost_words)))
 
-    def _loaded_sentence(self) -> str:
+    @property
+    def loaded_words(self) -> str:
+        """One sentence on what is loaded of what changes; empty where nothing is."""
         if not self.loaded:
             return ""
         names = _enumeration([f"`{item.name}`" for item in self.loaded], most=3)
         verb = "is" if len(self.loaded) == 1 else "are"
         return f"{names} {verb} loaded in this session and can only change with a restart."
 
-    def _lost_sentence(self) -> str:
+    @property
+    def lost_words(self) -> str:
+        """One sentence on what a restart would take; empty where there is nothing."""
         parts: list[str] = []
         if self.variables:
             count = len(self.variables)

@@ -1,0 +1,346 @@
+"""The only door to uv: where it is, what it is told, how it is run and stopped.
+
+Measured traps that this module takes care of (uv 0.13.9):
+
+- `JPY_SESSION_NAME`, which Jupyter sets in kernels, silences uv's download lines and bars.
+- On a pipe uv tells no bytes; on a pseudo-terminal it draws bars. But a pseudo-terminal that goes
+  away (the kernel dies) kills uv half-way, so it is used for downloads only, never for a switch.
+- A kernel's interrupt goes to its whole process group: uv gets a session of its own.
+- Without `UV_LOCK_TIMEOUT` uv goes on *without its lock* after 300 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from packaging.version import Version
+
+from torchenv_magic.errors import InstallCancelled, UvError
+
+__all__ = ["Cancellation", "Completed", "Uv", "child_environment", "find_uv"]
+
+logger = logging.getLogger(__name__)
+
+# The first release whose `pip install` knows `--output-format json`, which plans are read from.
+OLDEST_UV = Version("0.12.18")
+
+_UPGRADE_HINT = "run `%pip install --upgrade uv`, then try again"
+# SIGTERM ends uv at once (measured); what does not end then is stuck, and is killed.
+_KILL_AFTER_SECONDS = 1.0
+
+
+class Cancellation:
+    """A person's wish to stop, which any thread may utter and running work acts on at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requested = False
+        self._actions: list[Callable[[], None]] = []
+
+    @property
+    def requested(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._requested
+
+    def cancel(self) -> None:
+        """Stop what runs now, and let nothing start any more."""
+        with self._lock:
+            self._requested = True
+            actions = list(self._actions)
+        for action in actions:
+            action()
+
+    @contextlib.contextmanager
+    def stops(self, action: Callable[[], None]) -> Iterator[None]:
+        """Call `action` if the wish is uttered while the block runs (at once, if it was before)."""
+        with self._lock:
+            self._actions.append(action)
+            requested = self._requested
+        try:
+            if requested:
+                action()
+            yield
+        finally:
+            with self._lock:
+                self._actions.remove(action)
+
+    def raise_if_requested(self) -> None:
+        """Raise InstallCancelled where the person wants to stop."""
+        if self._requested:
+            message = "The install was cancelled; the environment is as it was."
+            raise InstallCancelled(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """How a run of uv ended."""
+
+    arguments: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    """Human lines, without escape sequences."""
+
+
+@lru_cache(maxsize=4)
+def _version(binary: str, _changed: float) -> Version:
+    try:
+        completed = subprocess.run(
+            [binary, "--version"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=True,
+        )
+        # `uv 0.13.9 (x86_64-unknown-linux-gnu)`
+        return Version(completed.stdout.split()[1])
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
+        message = f"uv at {binary} does not run, so nothing can be installed."
+        raise UvError(message, hint=_UPGRADE_HINT, detail=str(error)) from error
+
+
+def find_uv() -> Uv:
+    """Return uv from its PyPI package, checked for its version.
+
+    Raises
+    ------
+    UvError
+        uv is missing, does not run, or is older than what plans need.
+    """
+    try:
+        import uv
+
+        binary = uv.find_uv_bin()
+    except (ImportError, FileNotFoundError) as error:
+        message = "uv is not installed beside torchenv_magic, so nothing can be installed."
+        raise UvError(message, hint="run `%pip install uv`, then try again") from error
+    version = _version(binary, Path(binary).stat().st_mtime)
+    if version < OLDEST_UV:
+        message = f"uv {version} is too old: plans need uv {OLDEST_UV} or newer."
+        raise UvError(message, hint=_UPGRADE_HINT)
+    return Uv(binary=Path(binary), version=version)
+
+
+_DROPPED = frozenset(
+    {
+        # Each would send uv to another environment than the one that is named.
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+        "UV_PYTHON",
+        "UV_SYSTEM_PYTHON",
+        "UV_BREAK_SYSTEM_PACKAGES",
+        "UV_PROJECT",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_TORCH_BACKEND",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        # Each changes what is printed.
+        "UV_NO_PROGRESS",
+        "RUST_LOG",
+        "FORCE_COLOR",
+        "CLICOLOR_FORCE",
+    }
+)
+# The server's and the hub's variables hold tokens, and JPY_SESSION_NAME silences the bars.
+_DROPPED_PREFIXES = ("JPY_", "JUPYTERHUB_")
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what uv may know of `environ`: network, cache and credentials, no foreign target."""
+    child = {
+        name: value
+        for name, value in environ.items()
+        if name not in _DROPPED and not name.startswith(_DROPPED_PREFIXES)
+    }
+    # uv does not read pip's settings; a site's mirror is usually told to pip only.
+    if "PIP_INDEX_URL" in environ and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & environ.keys():
+        child["UV_DEFAULT_INDEX"] = environ["PIP_INDEX_URL"]
+    child.update(
+        NO_COLOR="1",
+        UV_LOCK_TIMEOUT="86400",
+        UV_PYTHON_DOWNLOADS="never",
+        PYTHONIOENCODING="utf-8",
+    )
+    return child
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Collects what a pipe or pseudo-terminal says, and passes it on as it comes."""
+
+    descriptor: int
+    on_text: Callable[[str], None] | None = None
+    parts: list[str] = field(default_factory=list)
+
+    def read(self) -> None:
+        import codecs
+
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        while True:
+            try:
+                chunk = os.read(self.descriptor, 65536)
+            except OSError:
+                # Linux says EIO at the end of a pseudo-terminal.
+                break
+            if not chunk:
+                break
+            text = decoder.decode(chunk)
+            self.parts.append(text)
+            if self.on_text is not None:
+                self.on_text(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uv:
+    """A uv that was found and is new enough."""
+
+    binary: Path
+    version: Version
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        stdin: str | None = None,
+        bars: bool = False,
+        on_text: Callable[[str], None] | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Completed:
+        """Run uv to its end and return what it said; a failure is the caller's to word.
+
+        `bars` gives stderr a pseudo-terminal where the system has one; `on_text` then gets the
+        frames, else the lines, as they come.
+
+        Raises
+        ------
+        InstallCancelled
+            `cancellation` was uttered before or while it ran. uv has ended.
+        UvError
+            uv can't be started.
+        """
+        cancellation = cancellation or Cancellation()
+        cancellation.raise_if_requested()
+        command = [str(self.binary), *arguments]
+        logger.debug("running %s", command)
+        environment = child_environment(os.environ if environ is None else environ)
+        terminal = _open_terminal() if bars else None
+        if terminal is not None:
+            environment["TERM"] = "xterm-256color"
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=terminal[1] if terminal else subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+                creationflags=_NEW_GROUP,
+            )
+        except OSError as error:
+            if terminal:
+                os.close(terminal[0])
+            message = f"uv at {self.binary} can't be started: {error.strerror}."
+            raise UvError(message, hint=_UPGRADE_HINT) from error
+        finally:
+            if terminal:
+                os.close(terminal[1])
+        assert process.stdout is not None
+        out = _Reader(process.stdout.fileno())
+        if terminal:
+            err = _Reader(terminal[0], on_text)
+        else:
+            assert process.stderr is not None
+            err = _Reader(process.stderr.fileno(), on_text)
+        readers = [threading.Thread(target=r.read, daemon=True) for r in (out, err)]
+        for thread in readers:
+            thread.start()
+        try:
+            with cancellation.stops(lambda: _stop(process)):
+                if stdin is not None:
+                    assert process.stdin is not None
+                    with contextlib.suppress(BrokenPipeError):
+                        process.stdin.write(stdin.encode())
+                    process.stdin.close()
+                process.wait()
+                for thread in readers:
+                    thread.join()
+        finally:
+            if process.poll() is None:
+                # Only an exception of the caller's thread comes here; uv must not outlive it.
+                _stop(process)
+                process.wait()
+            process.stdout.close()
+            if terminal:
+                os.close(terminal[0])
+            elif process.stderr is not None:
+                process.stderr.close()
+        if process.returncode != 0:
+            cancellation.raise_if_requested()
+        return Completed(
+            arguments=tuple(arguments),
+            returncode=process.returncode,
+            stdout="".join(out.parts),
+            stderr=_ESCAPE.sub("", "".join(err.parts)).replace("\r", "\n"),
+        )
+
+    def cache_directory(self, environ: Mapping[str, str] | None = None) -> Path:
+        """Return uv's cache directory, as uv itself names it."""
+        return Path(self.run(["cache", "dir"], environ=environ).stdout.strip())
+
+
+_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if sys.platform == "win32" else 0
+
+
+def _open_terminal() -> tuple[int, int] | None:
+    """Return a pseudo-terminal's two ends, wide enough for every bar; None where there is none."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    try:
+        master, slave = pty.openpty()
+    except OSError:
+        return None
+    # A terminal of few rows hides the smaller bars.
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 200, 200, 0, 0))
+    return master, slave
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End uv and its children: asked first, killed when it does not listen."""
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":
+        process.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+
+    def kill() -> None:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(_KILL_AFTER_SECONDS, kill)
+    timer.daemon = True
+    timer.start()

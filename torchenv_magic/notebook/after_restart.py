@@ -1,0 +1,45 @@
+"""What the fresh kernel does first: verify, and show the result where the install was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from torchenv_magic.environment import read_environment
+from torchenv_magic.expectation import read_expectation
+from torchenv_magic.notebook.rendering import verification_html
+from torchenv_magic.verification import Verification, verify
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["fresh_kernel_code", "show", "verify_here"]
+
+
+def fresh_kernel_code(display_id: str, lead: str) -> str:
+    """Return the one expression that the fresh kernel runs, silently, before any cell."""
+    return f"__import__({__name__!r}, fromlist=['show']).show({display_id!r}, {lead!r})"
+
+
+def show(display_id: str, lead: str) -> None:
+    """Verify in this process, and put the result into the output `display_id` of the notebook.
+
+    The extension was loaded before the restart, so it is loaded again.
+    """
+    shell: InteractiveShell | None = get_ipython()
+    if shell is not None and shell.extension_manager is not None:
+        shell.extension_manager.load_extension("torchenv_magic")
+    verification = verify_here()
+    bundle = {
+        "text/html": verification_html(verification, lead=lead),
+        "text/plain": f"{lead}\n{verification}" if lead else str(verification),
+    }
+    display(bundle, raw=True, display_id=display_id, update=True)  # type: ignore[no-untyped-call]
+
+
+def verify_here() -> Verification:
+    """Return the verification of this very process and its environment."""
+    environment = read_environment()
+    return verify(environment, read_expectation(environment.prefix), in_process=True)

@@ -1,0 +1,75 @@
+"""Completion of `%torchenv`: words, options, and the backends of the catalog.
+
+IPython calls the interface provisional, so everything that depends on it is in this one place.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["candidates", "register", "unregister"]
+
+_LINE = re.compile(r"\s*%torchenv\s(?P<rest>.*)$", re.DOTALL)
+_TAKES_BACKEND = ("list", "plan", "install")
+
+
+def candidates(line: str) -> tuple[str, ...] | None:
+    """Return what can stand where the line ends; None where it isn't ours."""
+    match = _LINE.match(line)
+    if match is None:
+        return None
+    from torchenv_magic.builds.catalog import load_catalog
+    from torchenv_magic.words import options_of, words_of
+
+    *before, token = match["rest"].split(" ")
+    before = [part for part in before if part]
+    if not before:
+        options = words_of(notebook=True)
+    elif before[0] not in words_of(notebook=True):
+        options = ()
+    elif token.startswith("-"):
+        options = options_of(before[0], notebook=True)
+    elif before[0] in _TAKES_BACKEND:
+        backends = tuple(map(str, load_catalog().backends()))
+        packages = ("torch", "torchvision", "torchaudio")
+        options = ("auto", *backends, *packages) if len(before) == 1 else packages
+    else:
+        options = ()
+    return tuple(option for option in options if option.startswith(token))
+
+
+def register(shell: InteractiveShell) -> None:
+    """Let the shell's completer ask us; only ours are shown where the line is ours."""
+    completer: Any = shell.Completer
+    if completer is not None and _matcher not in completer.custom_matchers:
+        completer.custom_matchers.append(_matcher)
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the matcher away again."""
+    completer: Any = shell.Completer
+    if completer is not None and _matcher in completer.custom_matchers:
+        completer.custom_matchers.remove(_matcher)
+
+
+def _matcher(context: Any) -> dict[str, Any]:  # noqa: ANN401
+    from IPython.core.completer import SimpleCompletion
+
+    line = context.text_until_cursor
+    found = candidates(line)
+    if found is None:
+        return {"completions": []}
+    fragment = re.split(r"\s", line)[-1]
+    return {
+        "completions": [SimpleCompletion(text=text, type="magic") for text in found],
+        "matched_fragment": fragment,
+        "suppress": True,
+    }
+
+
+# The second version of the interface passes the context, not only the token.
+_matcher.matcher_api_version = 2  # type: ignore[attr-defined]

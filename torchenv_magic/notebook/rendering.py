@@ -1,0 +1,272 @@
+"""HTML for the records, and how IPython learns of it.
+
+Only Jupyter's own colours (`--jp-*`) with fallbacks, so that light, dark and other themes fit; what
+is said is said in words, and a colour only repeats it. Everything from outside is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from torchenv_magic.installation.plan import Change, Plan
+from torchenv_magic.installation.progress import Bytes
+from torchenv_magic.selection import Alternative, Selection
+from torchenv_magic.status import Status
+from torchenv_magic.verification import Verification
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = [
+    "STYLE",
+    "alternatives_html",
+    "facts_html",
+    "log_html",
+    "message_html",
+    "plan_html",
+    "progress_html",
+    "register_formatters",
+    "status_html",
+    "unregister_formatters",
+    "verification_html",
+]
+
+STYLE = """<style>
+.torchenv {
+  font-family: var(--jp-ui-font-family, sans-serif);
+  font-size: var(--jp-ui-font-size1, 13px);
+  line-height: 1.5;
+  color: var(--jp-ui-font-color1, inherit);
+  max-width: 46rem;
+  overflow-wrap: anywhere;
+}
+.torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0 0 0.4em; }
+.torchenv dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15em 1em; margin: 0; }
+.torchenv dt { color: var(--jp-ui-font-color2, inherit); margin: 0; font-weight: normal; }
+.torchenv dd { margin: 0; min-width: 0; }
+.torchenv table { border-collapse: collapse; margin: 0.3em 0; font-size: inherit; }
+.torchenv td, .torchenv th {
+  text-align: left; vertical-align: top; padding: 0.15em 1em 0.15em 0; background: none;
+}
+.torchenv th { font-weight: normal; color: var(--jp-ui-font-color2, inherit); }
+.torchenv code, .torchenv pre {
+  font-family: var(--jp-code-font-family, monospace); font-size: 0.95em;
+  background: none; padding: 0; color: inherit;
+}
+.torchenv pre { white-space: pre-wrap; max-height: 18em; overflow: auto; margin: 0.3em 0 0; }
+.torchenv summary { cursor: pointer; color: var(--jp-ui-font-color2, inherit); }
+.torchenv summary:focus-visible { outline: 2px solid var(--jp-brand-color1, currentColor); }
+.torchenv p { margin: 0.3em 0; }
+.torchenv-quiet { color: var(--jp-ui-font-color2, inherit); }
+.torchenv-good { color: var(--jp-success-color0, var(--jp-success-color1, inherit)); font-weight: 600; }
+.torchenv-bad { color: var(--jp-error-color0, var(--jp-error-color1, inherit)); font-weight: 600; }
+.torchenv-warn { color: var(--jp-warn-color0, var(--jp-warn-color1, inherit)); }
+.torchenv-bar { height: 0.5em; background: var(--jp-layout-color3, #bbb); margin: 0.4em 0; }
+.torchenv-bar > div { height: 100%; background: var(--jp-brand-color1, #1976d2); }
+@media (max-width: 30rem) { .torchenv dl { grid-template-columns: 1fr; } }
+</style>"""
+
+
+def _block(*parts: str) -> str:
+    return f"{STYLE}<div class='torchenv'>{''.join(parts)}</div>"
+
+
+def facts_html(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a list of (title, HTML) pairs, without the style sheet."""
+    return "<dl>" + "".join(f"<dt>{escape(t)}</dt><dd>{h}</dd>" for t, h in rows) + "</dl>"
+
+
+def words_html(text: str) -> str:
+    """Return a sentence with its `literals` as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return "".join(
+        f"<code>{escape(part)}</code>" if index % 2 else escape(part)
+        for index, part in enumerate(parts)
+    )
+
+
+def message_html(
+    text: str, *, tone: str = "", hint: str = "", detail: str = "", title: str = ""
+) -> str:
+    """Return one message: a sentence, its hint, and the details folded."""
+    parts = [f"<p class='torchenv-title'>{escape(title)}</p>"] if title else []
+    parts += [f"<p class='torchenv-{tone}'>" if tone else "<p>", words_html(text), "</p>"]
+    if hint:
+        parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
+    if detail:
+        parts.append(log_html(detail.splitlines(), title="what uv said"))
+    return _block(*parts)
+
+
+def log_html(lines: Iterable[str], *, title: str = "log") -> str:
+    """Return the lines folded, without the style sheet."""
+    text = "\n".join(lines)
+    return (
+        f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+        if text
+        else ""
+    )
+
+
+def status_rows(status: Status) -> list[tuple[str, str]]:
+    """Return what is here, as the picker and the status show it."""
+    devices = [
+        f"<b>{escape(a.name)}</b>{escape(str(a).removeprefix(a.name))}"
+        for a in status.host.accelerators
+    ]
+    installed, separator, problem = status.installed.partition(" — ")
+    text = escape(installed)
+    if separator:
+        text += f" <span class='torchenv-warn'>— {escape(problem)}</span>"
+    rows = [
+        ("Accelerator", "<br>".join(devices) or "none found"),
+        ("Environment", escape(str(status.environment))),
+        ("Installed", text),
+    ]
+    notes = [*map(str, status.host.findings), *status.selection.warnings]
+    rows += [("Note", words_html(note)) for note in notes]
+    if status.recovered:
+        rows.append(("Repaired", words_html(status.recovered)))
+    return rows
+
+
+def status_html(status: Status) -> str:
+    """Return the status as a small table."""
+    chosen = status.selection.backend
+    name = (
+        f"<b>{escape(chosen.label)}</b> · torch {escape(status.selection.torch or '')} — "
+        if chosen
+        else ""
+    )
+    rows = [*status_rows(status), ("Recommended", f"{name}{words_html(status.selection.reason)}")]
+    return _block(facts_html(rows))
+
+
+def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> str:
+    """Return builds with their reasons, as rows of a table, without the style sheet."""
+    rows = "".join(
+        f"<tr><td>{'<b>' if a.backend == chosen else ''}{escape(a.backend.label)}"
+        f"{'</b>' if a.backend == chosen else ''}</td><td><code>{escape(str(a.backend))}</code></td>"
+        f"<td>{escape(a.torch or '')}</td><td>{'fits' if a.fits else 'does not fit'}</td>"
+        f"<td>{words_html(a.reason)}</td></tr>"
+        for a in alternatives
+    )
+    head = "".join(f"<th>{t}</th>" for t in ("Build", "Backend", "torch", "", "Reason"))
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def selection_html(selection: Selection) -> str:
+    """Return the choice and every other build with its reason."""
+    return _block(
+        alternatives_html(selection.alternatives, selection.backend),
+        *(f"<p class='torchenv-warn'>{words_html(w)}</p>" for w in selection.warnings),
+        f"<p class='torchenv-quiet'>catalog of {escape(selection.catalog.as_of)}</p>",
+    )
+
+
+_MARKS = {"install": "+", "replace": "~", "remove": "−"}
+
+
+def _change_row(change: Change) -> str:
+    return (
+        f"<tr><td>{_MARKS[change.action]}</td><td>{escape(change.name)}</td>"
+        f"<td>{escape(change.before or '')}</td><td>{escape(change.after or '')}</td></tr>"
+    )
+
+
+def changes_html(plan: Plan) -> str:
+    """Return every change of a plan, as a table, without the style sheet."""
+    if plan.nothing_to_do:
+        return ""
+    head = "<tr><th></th><th>Package</th><th>now</th><th>then</th></tr>"
+    return f"<table>{head}{''.join(map(_change_row, plan.changes))}</table>"
+
+
+def plan_html(plan: Plan) -> str:
+    """Return what a plan costs and touches."""
+    rows = [
+        ("Backend", f"<b>{escape(plan.backend.label)}</b> — {words_html(plan.reason)}"),
+        ("Into", escape(str(plan.prefix))),
+        ("From", escape(str(plan.source))),
+        ("Plan", escape(plan.summary)),
+        *(("Note", words_html(note)) for note in plan.notes),
+    ]
+    return _block(facts_html(rows), changes_html(plan))
+
+
+def progress_html(message: str, progress: Bytes | None, log: Iterable[str] = ()) -> str:
+    """Return a running install: a bar with its words, and the log folded."""
+    parts = [f"<p>{words_html(message)}</p>"]
+    if progress is not None:
+        percent = 100 * progress.done / max(progress.total, 1)
+        parts.append(
+            f"<div class='torchenv-bar' role='progressbar' aria-valuemin='0' aria-valuemax='100' "
+            f"aria-valuenow='{percent:.0f}'><div style='width:{percent:.1f}%'></div></div>"
+            f"<p>{escape(progress_words(progress))}</p>"
+        )
+    return _block(*parts, log_html(log))
+
+
+def progress_words(progress: Bytes) -> str:
+    """Return the bytes in words, with the package that is the largest of those under way."""
+    text = str(progress)
+    if progress.packages:
+        name, _, total = progress.packages[0]
+        more = len(progress.packages) - 1
+        if progress.total > total:
+            text = f"{name}{f' and {more} more' if more else ''} · {text}"
+    return text
+
+
+def verification_html(verification: Verification, *, lead: str = "") -> str:
+    """Return the proof: what runs where, what was computed, and what was asked against what is."""
+    title = "PyTorch works" if verification.passed else "PyTorch does not work as asked"
+    tone = "good" if verification.passed else "bad"
+    head, *lines = str(verification).splitlines()
+    rows: list[tuple[str, str]] = []
+    for line in lines:
+        name, text = line[:13].strip(), line[13:]
+        mark = {"Passed": "good", "Failed": "bad"}.get(name)
+        word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
+        rows.append((word, words_html(text)))
+    facts = "<dl>" + "".join(f"<dt>{t}</dt><dd>{h}</dd>" for t, h in rows) + "</dl>"
+    return _block(
+        f"<p class='torchenv-quiet'>{words_html(lead)}</p>" if lead else "",
+        f"<p class='torchenv-title torchenv-{tone}'>{escape(title or head)}</p>",
+        facts,
+        log_html(verification.detail.splitlines(), title="what Python said"),
+    )
+
+
+_RENDERERS: dict[type, Any] = {
+    Status: status_html,
+    Selection: selection_html,
+    Plan: plan_html,
+    Verification: verification_html,
+}
+
+
+def register_formatters(shell: InteractiveShell) -> None:
+    """Teach IPython to show the records: a table in a notebook, plain text in a terminal."""
+    if shell.display_formatter is None:
+        return
+    formatters = shell.display_formatter.formatters
+    for kind, render in _RENDERERS.items():
+        formatters["text/html"].for_type(kind, render)
+        formatters["text/plain"].for_type(
+            kind, lambda record, printer, _cycle: printer.text(str(record))
+        )
+
+
+def unregister_formatters(shell: InteractiveShell) -> None:
+    """Take back what `register_formatters` did."""
+    if shell.display_formatter is None:
+        return
+    formatters = shell.display_formatter.formatters
+    for kind in _RENDERERS:
+        for mime in ("text/html", "text/plain"):
+            formatters[mime].pop(kind, None)

@@ -1,0 +1,103 @@
+"""What is here and what would be chosen: one look at host, environment and catalog."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchenv_magic.accelerators import Host, detect
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.environment import Environment, installed_backend, read_environment
+from torchenv_magic.installation.install import recover_environment
+from torchenv_magic.selection import Request, Selection, select
+
+__all__ = ["Status", "read_status", "verdict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """One look. Nothing in it changes anything."""
+
+    host: Host
+    environment: Environment
+    selection: Selection
+    installed_backend: Backend | None
+    """The build of the installed torch; None where none is there, or it doesn't say."""
+    recovered: str | None = None
+    """What an interrupted install had left, if it had: one sentence."""
+
+    @property
+    def torch(self) -> str | None:
+        """The version of the installed torch."""
+        package = self.environment.installed("torch")
+        return package.version if package else None
+
+    @property
+    def installed(self) -> str:
+        """The installed torch in words, with what is wrong with it on this host."""
+        if self.torch is None:
+            return "PyTorch is not installed"
+        problem = verdict(self.selection, self.installed_backend)
+        build = (
+            ""
+            if "+" in self.torch or self.installed_backend is None
+            else (f" ({self.installed_backend})")
+        )
+        return f"torch {self.torch}{build}{f' — {problem}' if problem else ''}"
+
+    def __str__(self) -> str:
+        devices = [str(accelerator) for accelerator in self.host.accelerators]
+        rows = [
+            ("accelerator", "; ".join(devices) or "none found"),
+            ("environment", str(self.environment)),
+            ("installed", self.installed),
+        ]
+        chosen = self.selection.backend
+        name = f"{chosen} with torch {self.selection.torch}" if chosen else "nothing fits"
+        rows.append(("recommended", f"{name} — {self.selection.reason}"))
+        lines = [f"{title:<13}{text}" for title, text in rows]
+        lines += [f"{'note':<13}{finding}" for finding in self.host.findings]
+        lines += [f"{'warning':<13}{warning}" for warning in self.selection.warnings]
+        if self.recovered:
+            lines.append(f"{'repaired':<13}{self.recovered}")
+        return "\n".join(lines)
+
+
+def verdict(selection: Selection, installed: Backend | None) -> str | None:
+    """Return what is wrong with an installed build on this host, or None where it fits."""
+    if installed is None:
+        return None
+    for alternative in selection.alternatives:
+        if alternative.backend == installed and not alternative.fits:
+            return alternative.reason
+    usable = bool(selection.accelerators) and not selection.unsupported_accelerators
+    if installed.kind == "cpu" and usable and selection.backend not in (None, installed):
+        return "does not use the accelerator"
+    return None
+
+
+def read_status(request: Request | None = None, *, python: Path | None = None) -> Status:
+    """Look at the host and at the environment of `python`, and select for `request`.
+
+    What an interrupted install left is repaired first.
+
+    Raises
+    ------
+    TargetError, RequestError
+    """
+    environment = read_environment(python)
+    recovered = recover_environment(environment)
+    if recovered is not None:
+        environment = read_environment(python)
+    host = detect()
+    selection = select(
+        host, request or Request(), interpreter=environment.interpreter, environ=os.environ
+    )
+    return Status(
+        host=host,
+        environment=environment,
+        selection=selection,
+        installed_backend=installed_backend(environment),
+        recovered=recovered,
+    )
