@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ FrontEndKind = Literal[
 ]
 
 _VSCODE_CELL = "vscode-notebook-cell:"
-_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 # Names that decide; nothing else of the environment is kept, so that no token is either.
 _VARIABLES = ("COLAB_RELEASE_TAG", "JPY_SESSION_NAME", "KAGGLE_KERNEL_RUN_TYPE")
 
@@ -76,7 +74,7 @@ class Evidence:
     """`__vsc_ipynb_file__`, which VS Code's notebooks put into the user's names."""
     starting_directory: Path | None = None
     has_ipywidgets: bool = False
-    variables: Mapping[str, str] = field(default=_NO_VARIABLES)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_front_end(shell: InteractiveShell) -> FrontEnd:
