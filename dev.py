@@ -349,15 +349,26 @@ def install_chromium() -> str | None:
 
 def apt_install(package: str) -> bool:
     """Install a Debian package; return whether it is there now. Without apt or root: False."""
-    if not (is_root() and shutil.which("apt-get")):
+    apt = shutil.which("apt-get")
+    if apt is None or not is_root():
         return False
     say("apt-get install", package)
-    apt = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
-    settings = {"DEBIAN_FRONTEND": "noninteractive"}
-    return (
-        call([*apt, "update"], settings) == 0
-        and call([*apt, "install", "--yes", "--no-install-recommends", package], settings) == 0
-    )
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", package]):
+        # Two hundred lines of dpkg are worth reading only where it failed.
+        answer = subprocess.run(
+            [apt, "-qq", *words],
+            env=child_variables({"DEBIAN_FRONTEND": "noninteractive"}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        if answer.returncode:
+            print(answer.stdout)
+            return False
+    return True
 
 
 def linux_distribution() -> str:
