@@ -204,4 +204,5 @@ def _first_line(path: str) -> str | None:
 if __name__ == "__main__":
     import json
 
-    json.dump(describe(), sys.stdout)
+    # On a line of its own, whatever a .pth file has printed.
+    sys.stdout.write("\n" + json.dumps(describe()))

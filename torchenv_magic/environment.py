@@ -314,7 +314,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     try:
-        return process.communicate(timeout=5)
+        return process.communicate(timeout=1)
     except subprocess.TimeoutExpired as error:  # something left the group, and holds the pipes
         return error.output or b"", error.stderr or b""
 
