@@ -22,9 +22,6 @@ from torchenv_magic.accelerators.records import Accelerator, Finding, Host
 
 __all__ = ["apply_overrides", "detect", "nvidia_findings", "visibility_findings"]
 
-# What a probe that has killed its child at the bound needs to tell about it.
-_GRACE_SECONDS = 0.25
-
 
 def detect(
     *,
@@ -45,10 +42,9 @@ def detect(
     amd = Probe("the AMD driver", lambda: amd_report(read_kfd(root)))
     platform = read_platform(root=root, environ=environ, timeout_seconds=timeout_seconds)
 
-    bound = timeout_seconds + _GRACE_SECONDS
-    nvidia_answer, nvidia_failure = nvidia.answer(timeout_seconds=bound)
-    kernel_answer, kernel_failure = kernel.answer(timeout_seconds=bound)
-    amd_answer, amd_failure = amd.answer(timeout_seconds=bound)
+    nvidia_answer, nvidia_failure = nvidia.answer(timeout_seconds=timeout_seconds)
+    kernel_answer, kernel_failure = kernel.answer(timeout_seconds=timeout_seconds)
+    amd_answer, amd_failure = amd.answer(timeout_seconds=timeout_seconds)
     nvidia_report = nvidia_answer or Report()
     amd_part = amd_answer or Report()
     failures = [failure for failure in (nvidia_failure, kernel_failure, amd_failure) if failure]

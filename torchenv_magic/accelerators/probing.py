@@ -21,6 +21,9 @@ Answer = TypeVar("Answer")
 # More than any of these files or programs has to say, and little enough to hold.
 _OUTPUT_LIMIT = 1 << 20
 
+# A probe that has killed its child at the bound still has to say so.
+_GRACE_SECONDS = 0.25
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -59,9 +62,10 @@ class Probe(Generic[Answer]):
         self._done.set()
 
     def answer(self, *, timeout_seconds: float) -> tuple[Answer | None, Finding | None]:
-        """Return the answer, or what to say for it `timeout_seconds` after the start."""
-        remaining = self._started + timeout_seconds - time.monotonic()
-        if not self._done.wait(max(remaining, 0)):
+        """Return the answer, or what to say for it soon after `timeout_seconds` from the start."""
+        remaining = self._started + timeout_seconds + _GRACE_SECONDS - time.monotonic()
+        # Whoever is asked last is still heard, however long the others took.
+        if not self._done.wait(max(remaining, 0.05)):
             message = f"{self._name} did not answer within {timeout_seconds:g} s"
             hint = "a driver that hangs usually needs a restart of the machine"
             return None, Finding(message=message, source=self._name, hint=hint)
