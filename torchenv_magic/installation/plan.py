@@ -31,7 +31,20 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Change", "Download", "Plan", "Question", "Source", "ask", "orphans"]
+__all__ = [
+    "Change",
+    "Download",
+    "Plan",
+    "Question",
+    "Source",
+    "ask",
+    "by_importance",
+    "dry_run_arguments",
+    "orphans",
+    "read_changes",
+    "read_lock",
+    "source_arguments",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +168,7 @@ class Plan:
         if installs := self.of("install"):
             parts.append(f"installs {_names(installs)}")
         if replaces := self.of("replace"):
-            replaced = ", ".join(f"{c.name} {c.before}" for c in _by_importance(replaces)[:3])
+            replaced = ", ".join(f"{c.name} {c.before}" for c in by_importance(replaces)[:3])
             parts.append(f"replaces {replaced}{_more(len(replaces) - 3)}")
         if removes := self.of("remove"):
             parts.append(f"removes {_count(len(removes), 'package')} of the old build")
@@ -167,7 +180,7 @@ class Plan:
             f"{self.backend.label} ({self.backend}) — {self.reason}",
             f"into {self.prefix}, from {self.source}",
             self.summary,
-            *(f"  {change}" for change in _by_importance(self.changes)),
+            *(f"  {change}" for change in by_importance(self.changes)),
             *self.notes,
         ]
         return "\n".join(lines)
@@ -177,12 +190,13 @@ class Plan:
 UNPACKED_RATIO = 3.65
 
 
-def _by_importance(changes: Iterable[Change]) -> list[Change]:
+def by_importance(changes: Iterable[Change]) -> list[Change]:
+    """Return the changes with the PyTorch family first."""
     return sorted(changes, key=lambda c: (c.name not in FAMILY_MEMBERS, c.action, c.name))
 
 
 def _names(changes: tuple[Change, ...]) -> str:
-    shown = _by_importance(changes)
+    shown = by_importance(changes)
     named = [f"{c.name} {c.after}" for c in shown if c.name in FAMILY_MEMBERS] or [
         f"{c.name} {c.after}" for c in shown[:2]
     ]

@@ -9,6 +9,7 @@ from IPython.display import display
 
 from torchenv_magic.environment import read_environment
 from torchenv_magic.expectation import read_expectation
+from torchenv_magic.notebook.extension import load
 from torchenv_magic.notebook.rendering import verification_html
 from torchenv_magic.verification import Verification, verify
 
@@ -26,11 +27,12 @@ def fresh_kernel_code(display_id: str, lead: str) -> str:
 def show(display_id: str, lead: str) -> None:
     """Verify in this process, and put the result into the output `display_id` of the notebook.
 
-    The extension was loaded before the restart, so it is loaded again.
+    The magic was there before the restart, so it is again. Not through the extension manager:
+    `%load_ext` in the verification cell would then say that it is loaded already.
     """
     shell: InteractiveShell | None = get_ipython()
-    if shell is not None and shell.extension_manager is not None:
-        shell.extension_manager.load_extension("torchenv_magic")
+    if shell is not None:
+        load(shell)
     verification = verify_here()
     bundle = {
         "text/html": verification_html(verification, lead=lead),

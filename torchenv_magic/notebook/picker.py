@@ -59,29 +59,48 @@ _INSTALL = "Install and restart kernel"
 
 _PICKER_STYLE = """<style>
 .torchenv-picker {
-  border: 1px solid var(--jp-border-color2, #ccc); border-radius: 4px;
-  padding: 1rem 1.1rem; max-width: 46rem; box-sizing: border-box; gap: 0.75rem;
+  border: 1px solid var(--jp-border-color2, #ccc); border-radius: 4px; box-sizing: border-box;
+  padding: 1.1rem 1.2rem; max-width: 46rem; gap: 0.8rem; container-type: inline-size;
 }
-.torchenv-picker .widget-html, .torchenv-picker .jupyter-widget-html,
-.torchenv-picker .widget-html-content { height: auto; margin: 0; line-height: 1.5; }
-.torchenv-picker .widget-html > .widget-html-content { white-space: normal; width: 100%; }
-.torchenv-picker .widget-radio, .torchenv-picker .widget-radio-box { width: 100%; margin: 0; height: auto; }
-.torchenv-picker .widget-radio-box { gap: 0.3rem; }
+.torchenv-picker .widget-html, .torchenv-picker .widget-html-content,
+.torchenv-picker .jupyter-widget-html {
+  height: auto; margin: 0; line-height: 1.5; width: 100%; white-space: normal;
+}
+.torchenv-picker .widget-box { overflow: visible; margin: 0; }
+.torchenv-picker .widget-radio, .torchenv-picker .widget-radio-box {
+  width: 100%; height: auto; margin: 0; padding: 0;
+}
+.torchenv-picker .widget-radio-box { display: flex; flex-direction: column; gap: 0.35rem; }
 .torchenv-picker .widget-radio-box label {
-  height: auto; line-height: 1.5; white-space: normal; display: flex; align-items: baseline;
-  gap: 0.5em; width: 100%; margin: 0; padding: 0; color: var(--jp-ui-font-color1, inherit);
+  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start;
+  gap: 0.6em; width: 100%; height: auto; margin: 0; padding: 0; line-height: 1.5;
+  white-space: normal; color: var(--jp-ui-font-color1, inherit);
   font-size: var(--jp-ui-font-size1, 13px);
 }
-.torchenv-picker .widget-radio-box input { position: relative; top: 0.15em; flex: none; margin: 0; float: none; }
-.torchenv-picker .jupyter-button { height: auto; min-height: 2.15em; line-height: 1.4; padding: 0.3em 0.9em; white-space: normal; margin: 0; }
-.torchenv-picker .jupyter-button:focus-visible, .torchenv-picker input:focus-visible {
+.torchenv-picker .widget-radio-box input {
+  position: relative; top: 0.25em; flex: none; float: none; margin: 0;
+}
+.torchenv-picker .jupyter-button {
+  height: auto; min-height: 2.2em; margin: 0; padding: 0.3em 0.9em; line-height: 1.4;
+  white-space: normal;
+}
+.torchenv-picker :is(.jupyter-button, input, summary, .jupyter-widget-Collapse-header):focus-visible {
   outline: 2px solid var(--jp-brand-color1, currentColor); outline-offset: 2px; box-shadow: none;
 }
-.torchenv-picker .widget-checkbox, .torchenv-picker .widget-text { margin: 0; }
-.torchenv-row { flex-flow: row wrap; gap: 0.5rem 1rem; align-items: center; overflow: visible; }
-.torchenv-picker .widget-box { overflow: visible; margin: 0; }
-.torchenv-picker .widget-hprogress { width: 100%; margin: 0; height: 0.75em; }
-.torchenv-picker .widget-hprogress .progress { height: 0.75em; top: 0; bottom: 0; border: 0; margin: 0; }
+.torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
+.torchenv-picker .widget-text .widget-label { min-width: 7.6em; text-align: left; }
+.torchenv-row { display: flex; flex-flow: row wrap; gap: 0.6rem 1.2rem; align-items: center; }
+.torchenv-picker .widget-hprogress { width: 100%; height: 0.75em; margin: 0; }
+.torchenv-picker .widget-hprogress .progress {
+  position: static; width: 100%; height: 0.75em; margin: 0; border: 0;
+}
+.torchenv-picker .jupyter-widget-Collapse, .torchenv-picker .jupyter-widget-Collapse-contents {
+  border: 0; padding: 0; background: none; width: 100%;
+}
+.torchenv-picker .jupyter-widget-Collapse-header {
+  border: 0; padding: 0; background: none; font-weight: normal;
+  color: var(--jp-ui-font-color2, inherit);
+}
 </style>"""
 
 
@@ -111,19 +130,20 @@ class Picker:
         self._others = widgets.HTML()
         self._vision = self._checkbox("torchvision")
         self._audio = self._checkbox("torchaudio")
+        self._packages = _row(self._vision, self._audio)
         self._version = widgets.Text(
             placeholder="newest",
             description="torch version",
             tooltip="for example 2.13.0 or >=2.12,<2.14",
             style={"description_width": "initial"},
-            layout={"width": "15rem"},
+            layout={"width": "100%"},
         )
         self._more = widgets.Text(
             placeholder="for example lightning transformers>=5",
             description="more packages",
             tooltip="more packages, as pip writes them",
             style={"description_width": "initial"},
-            layout={"width": "auto", "flex": "1 1 18rem", "min_width": "12rem"},
+            layout={"width": "100%"},
         )
         self._cost = widgets.HTML()
         self._install = self._button(_INSTALL, self._on_install, primary=True)
@@ -139,7 +159,7 @@ class Picker:
         self._log_box = widgets.Accordion(children=[self._log], titles=("Log",))
         self._log_box.selected_index = None
         self._choice.observe(self._on_choice, names="value")
-        self.widget = widgets.VBox([widgets.HTML(STYLE + _PICKER_STYLE), self._facts])
+        self.widget = widgets.VBox([self._facts])
         self.widget.add_class("torchenv-picker")
         self._facts.value = _title("<p class='torchenv-quiet'>Looking at this machine…</p>")
 
@@ -230,11 +250,10 @@ class Picker:
         self._arrange()
 
     def _arrange(self, *below: widgets.Widget) -> None:
-        first = self.widget.children[0]
-        packages = _row(self._vision, self._audio, self._version)
-        parts = [first, self._facts]
+        parts = [self._facts]
         if self.status is not None:
-            parts += [self._choice, self._others, packages, self._more, self._cost, self._buttons]
+            packages = [self._packages, self._version, self._more]
+            parts += [self._choice, self._others, *packages, self._cost, self._buttons]
         self.widget.children = (*parts, *below)
 
     def _enable(self, *, enabled: bool) -> None:
@@ -459,7 +478,8 @@ def _row(*children: widgets.Widget) -> widgets.Box:
 
 def _title(body: str) -> str:
     return (
-        f"<div class='torchenv'><p class='torchenv-title'>PyTorch for this kernel</p>{body}</div>"
+        f"{STYLE}{_PICKER_STYLE}<div class='torchenv'>"
+        f"<p class='torchenv-title'>PyTorch for this kernel</p>{body}</div>"
     )
 
 

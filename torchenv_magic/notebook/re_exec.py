@@ -67,15 +67,16 @@ def end_child_processes() -> None:
     try:
         os.killpg(group, signal.SIGTERM)
         deadline = time.monotonic() + _CHILDREN_SECONDS
-        while time.monotonic() < deadline:
-            _reap_children()
-            if not _children_in(group):
-                return
+        while (remaining := _children_in(group)) and time.monotonic() < deadline:
             time.sleep(0.005)
-        for pid in _children_in(group):
+        for pid in remaining:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        _reap_children()
+                os.waitpid(pid, 0)
+        # The program that follows keeps the process id, but doesn't know the children.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -87,13 +88,6 @@ def _children_in(group: int) -> list[int]:
             if os.getpgid(child.pid) == group:
                 found.append(child.pid)
     return found
-
-
-def _reap_children() -> None:
-    # The program that follows keeps the process id, but doesn't know the children.
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
 
 
 def replace_process(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from torchenv_magic.installation.plan import Change, Plan
+from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.selection import Alternative, Selection
 from torchenv_magic.status import Status
@@ -43,14 +43,21 @@ STYLE = """<style>
   overflow-wrap: anywhere;
 }
 .torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0 0 0.4em; }
-.torchenv dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15em 1em; margin: 0; }
-.torchenv dt { color: var(--jp-ui-font-color2, inherit); margin: 0; font-weight: normal; }
-.torchenv dd { margin: 0; min-width: 0; }
-.torchenv table { border-collapse: collapse; margin: 0.3em 0; font-size: inherit; }
-.torchenv td, .torchenv th {
-  text-align: left; vertical-align: top; padding: 0.15em 1em 0.15em 0; background: none;
+.torchenv-facts { display: grid; grid-template-columns: 7em 1fr; gap: 0.15em 1em; }
+.torchenv-facts > div { min-width: 0; }
+.torchenv-facts > div:nth-child(odd) { color: var(--jp-ui-font-color2, inherit); }
+.torchenv table, .jp-RenderedHTMLCommon .torchenv table {
+  border-collapse: collapse; margin: 0.3em 0; font-size: inherit; table-layout: auto; border: 0;
+  color: inherit;
 }
-.torchenv th { font-weight: normal; color: var(--jp-ui-font-color2, inherit); }
+.torchenv tr, .jp-RenderedHTMLCommon .torchenv tbody tr:nth-child(n) { background: none; }
+.torchenv td, .torchenv th, .jp-RenderedHTMLCommon .torchenv :is(td, th) {
+  text-align: left; vertical-align: top; padding: 0.15em 1em 0.15em 0; max-width: none;
+  white-space: normal; border: 0;
+}
+.torchenv th, .jp-RenderedHTMLCommon .torchenv th {
+  font-weight: normal; color: var(--jp-ui-font-color2, inherit);
+}
 .torchenv code, .torchenv pre {
   font-family: var(--jp-code-font-family, monospace); font-size: 0.95em;
   background: none; padding: 0; color: inherit;
@@ -65,17 +72,23 @@ STYLE = """<style>
 .torchenv-warn { color: var(--jp-warn-color0, var(--jp-warn-color1, inherit)); }
 .torchenv-bar { height: 0.5em; background: var(--jp-layout-color3, #bbb); margin: 0.4em 0; }
 .torchenv-bar > div { height: 100%; background: var(--jp-brand-color1, #1976d2); }
-@media (max-width: 30rem) { .torchenv dl { grid-template-columns: 1fr; } }
+.torchenv-wide { container-type: inline-size; }
+@container (max-width: 26rem) {
+  .torchenv-facts { grid-template-columns: 1fr; gap: 0; }
+  .torchenv-facts > div:nth-child(even) { margin-bottom: 0.4em; }
+}
 </style>"""
 
 
 def _block(*parts: str) -> str:
-    return f"{STYLE}<div class='torchenv'>{''.join(parts)}</div>"
+    return f"{STYLE}<div class='torchenv torchenv-wide'>{''.join(parts)}</div>"
 
 
 def facts_html(rows: Iterable[tuple[str, str]]) -> str:
-    """Return a list of (title, HTML) pairs, without the style sheet."""
-    return "<dl>" + "".join(f"<dt>{escape(t)}</dt><dd>{h}</dd>" for t, h in rows) + "</dl>"
+    """Return (title, text) pairs as two columns, both already HTML, without the style sheet."""
+    # No <dl>: the front ends' own sheets float its parts, each in its own way.
+    cells = "".join(f"<div>{title}</div><div>{text}</div>" for title, text in rows)
+    return f"<div class='torchenv-facts'>{cells}</div>"
 
 
 def words_html(text: str) -> str:
@@ -179,11 +192,15 @@ def _change_row(change: Change) -> str:
 
 
 def changes_html(plan: Plan) -> str:
-    """Return every change of a plan, as a table, without the style sheet."""
+    """Return every change of a plan, folded, without the style sheet."""
     if plan.nothing_to_do:
         return ""
+    count = len(plan.changes)
     head = "<tr><th></th><th>Package</th><th>now</th><th>then</th></tr>"
-    return f"<table>{head}{''.join(map(_change_row, plan.changes))}</table>"
+    return (
+        f"<details><summary>{count} package{'' if count == 1 else 's'}, one by one</summary>"
+        f"<table>{head}{''.join(map(_change_row, by_importance(plan.changes)))}</table></details>"
+    )
 
 
 def plan_html(plan: Plan) -> str:
@@ -233,11 +250,10 @@ def verification_html(verification: Verification, *, lead: str = "") -> str:
         mark = {"Passed": "good", "Failed": "bad"}.get(name)
         word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
         rows.append((word, words_html(text)))
-    facts = "<dl>" + "".join(f"<dt>{t}</dt><dd>{h}</dd>" for t, h in rows) + "</dl>"
     return _block(
         f"<p class='torchenv-quiet'>{words_html(lead)}</p>" if lead else "",
         f"<p class='torchenv-title torchenv-{tone}'>{escape(title or head)}</p>",
-        facts,
+        facts_html(rows),
         log_html(verification.detail.splitlines(), title="what Python said"),
     )
 
