@@ -1,0 +1,1 @@
+"""Hold what the made wheel's `torchrun` script imports."""
