@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -286,6 +287,9 @@ def run_interpreter(
             output, errors = _rest(process)
         except BaseException:
             _stop(process)
+            # Popen itself doesn't wait for a child after an interrupt, and would leave a zombie.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
             raise
     return InterpreterRun(
         status=process.returncode,

@@ -119,10 +119,28 @@ def parse_backend(text: str, catalog: Catalog) -> Backend | None:
     known = {str(backend): backend for backend in catalog.backends()}
     if word in known:
         return known[word]
-    nearest = difflib.get_close_matches(word, ["auto", *known], n=1, cutoff=0.4)
-    instead = f"did you mean `{nearest[0]}`? " if nearest else ""
+    nearest = _nearest(word, ["auto", *known])
+    instead = f"did you mean `{nearest}`? " if nearest else ""
     message = f"`{text}` is not a backend"
     raise RequestError(message, hint=f"{instead}the backends are auto, {', '.join(known)}")
+
+
+# Words that people use for a backend, and that are near to none in letters.
+_OTHER_WORDS = {"amd": "auto", "cuda": "auto", "gpu": "auto", "mps": "cpu", "rocm": "auto"}
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that `word` was meant to be: the likest, then the nearest number."""
+
+    def number(text: str) -> int:
+        return int("".join(filter(str.isdecimal, text))[:6] or 0)
+
+    def rank(name: str) -> tuple[float, int]:
+        likeness = difflib.SequenceMatcher(None, word, name).ratio()
+        return likeness, -abs(number(word) - number(name))
+
+    nearest = _OTHER_WORDS.get(word) or max(known, key=rank)
+    return nearest if word in _OTHER_WORDS or rank(nearest)[0] >= 0.5 else None
 
 
 def parse_requirement(text: str) -> Requirement:
@@ -229,7 +247,7 @@ class _Question:
         return f"torch{self.torch}"
 
     def admits(self, build: Build) -> bool:
-        return self.torch.contains(build.local_version, prereleases=True)
+        return not self.torch or self.torch.contains(build.local_version, prereleases=True)
 
     def installs(self, build: Build) -> bool:
         return (
@@ -569,11 +587,10 @@ def _nothing(question: _Question, verdicts: tuple[_Verdict, ...]) -> Selection:
         None,
     )
     on = f"runs on {first.name}" if first else "can be installed here"
-    why = next(
-        verdict.reason
-        for verdict in verdicts
-        if _VENDOR_OF_KIND.get(verdict.backend.kind) == (first.vendor if first else None)
-    )
+    vendor = first.vendor if first else None
+    judged = [item for item in verdicts if _VENDOR_OF_KIND.get(item.backend.kind) == vendor]
+    # A build that can be installed and does not run says more than one that is not there.
+    why = next((item.reason for item in judged if item.build is not None), judged[0].reason)
     return _selection(
         question,
         verdicts,
@@ -665,7 +682,10 @@ def _as_asked(question: _Question, backend: Backend, asked_by: str) -> Selection
     verdicts = _ordered(_judge(question, item) for item in question.catalog.backends())
     chosen = next(verdict for verdict in verdicts if verdict.backend == backend)
     if chosen.build is None:
-        warnings = [f"{backend} was asked for: {chosen.reason}", *_remedies(question, verdicts)]
+        warnings = [
+            f"{backend} was asked for: {chosen.reason}",
+            *_instead_of(question, backend, verdicts),
+        ]
         return _selection(
             question,
             verdicts,
@@ -675,10 +695,10 @@ def _as_asked(question: _Question, backend: Backend, asked_by: str) -> Selection
             unsupported=[],
         )
     if not chosen.fits:
-        warnings = [f"{backend} was asked for and does not fit here: {chosen.reason}"]
-        best = _best(question)
-        if best.backend is not None:
-            warnings.append(f"{best.backend} with torch {best.torch} would fit")
+        warnings = [
+            f"{backend} was asked for and does not fit here: {chosen.reason}",
+            *_instead_of(question, backend, verdicts),
+        ]
         return _selection(
             question, verdicts, chosen, reason=asked_by, warnings=warnings, unsupported=[]
         )
@@ -696,6 +716,18 @@ def _as_asked(question: _Question, backend: Backend, asked_by: str) -> Selection
         unsupported=left_out,
         exclusion=_exclusion(question, chosen, served),
     )
+
+
+def _instead_of(question: _Question, backend: Backend, verdicts: tuple[_Verdict, ...]) -> list[str]:
+    """Return what would fit instead of a backend that was asked for and does not."""
+    instead = []
+    relaxed = _judge(question.without_demand, backend)
+    if relaxed.fits and relaxed.build is not None:
+        instead.append(f"torch {relaxed.build.torch} as {backend} would fit")
+    best = _best(question)
+    if best.backend is not None:
+        instead.append(f"torch {best.torch} as {best.backend} would fit")
+    return instead or _remedies(question, verdicts)
 
 
 def _selection(

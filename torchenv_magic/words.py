@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.Action):
-    def __init__(self, option_strings: Sequence[str], dest: str, **_: object) -> None:
+    def __init__(self, option_strings: Sequence[str], **_: object) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help="show this help")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
@@ -190,8 +190,9 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
             "reached")  # fmt: skip
     if word == "install" and notebook:
         add("--restart", choices=("always", "auto", "never"),
-            help="always: a fresh kernel after a change; auto: only where something that changed "
-            "is loaded; never: you restart it (default: always, unless the session holds work)")  # fmt: skip
+            help="always: a fresh kernel after a change; auto: only where something that "
+            "changed is loaded; never: you restart it (default: always, unless the session "
+            "holds what took work)")  # fmt: skip
     if not notebook:
         if word in _READING or word == "install":
             add("--json", action="store_true", help="print data as JSON on stdout")

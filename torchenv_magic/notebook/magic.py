@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -25,7 +26,7 @@ from torchenv_magic.notebook.rendering import (
     register_formatters,
     verification_html,
 )
-from torchenv_magic.notebook.restart import Restart
+from torchenv_magic.notebook.restart import Restart, RungChoice
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status, read_status
@@ -53,7 +54,7 @@ def run(shell: InteractiveShell, line: str) -> Any:  # noqa: ANN401  (the word's
     try:
         words = parse_words(arg_split(line, posix=True), notebook=True)
     except HelpRequested as request:
-        print(request.text)
+        print(request.text)  # noqa: T201  (help is text, wherever it is asked for)
         return None
     return _WORDS[words.word](shell, words)
 
@@ -65,7 +66,7 @@ def _picker(shell: InteractiveShell, words: Words) -> Status | None:
         reason = "This front end shows no widgets"
         if front_end.kind == "jupyter":
             reason = "ipywidgets is not installed, so the picker can't be shown"
-        print(f"{reason}: `%torchenv install` does the same in words.")
+        print(f"{reason}: `%torchenv install` does the same in words.")  # noqa: T201
         return status
     # ipywidgets takes a tenth of a second to import: only the picker pays for it.
     from torchenv_magic.notebook.picker import Picker
@@ -84,25 +85,22 @@ def _list(shell: InteractiveShell, words: Words) -> Selection:  # noqa: ARG001
     return read_status(words.request).selection
 
 
-def _plan(shell: InteractiveShell, words: Words) -> Plan:
+def _plan(shell: InteractiveShell, words: Words) -> Plan | None:  # noqa: ARG001
     status = read_status(words.request)
     view = _View(words)
     job = Job(status, words.request, consent=words.yes, only_plan=True).start()
-    _wait(shell, job, view)
+    if not _wait(job, view):
+        return None
     if job.state.error is not None:
         view.fail(job.state.error)
         raise job.state.error
     view.clear()
-    assert job.state.plan is not None
     return job.state.plan
 
 
 def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG001
     front_end = read_front_end(shell)
-    if front_end.interactive:
-        verification = verify_here()
-    else:
-        verification = _verify_in_child()
+    verification = verify_here() if front_end.interactive else _verify_in_child()
     if not verification.passed:
         # The table first: an error shows its message only.
         display(verification)  # type: ignore[no-untyped-call]
@@ -116,64 +114,77 @@ def _install(shell: InteractiveShell, words: Words) -> Verification | None:
     status = read_status(words.request)
     view = _View(words)
     job = Job(status, words.request, consent=words.yes).start()
-    if not _wait(shell, job, view):
+    if not _wait(job, view):
         restart.abort_queue()
         return None
     if job.state.error is not None:
         view.fail(job.state.error)
         raise job.state.error
     result = job.state.result
-    assert result is not None
-    if not result.changed:
+    if result is None or not result.changed:
         view.clear()
         return _verify(shell, words)
-    return _after_install(shell, words, front_end, restart, view, result)
+    return _Ending(shell, front_end, restart, view, result).go(words)
 
 
-def _after_install(
-    shell: InteractiveShell,
-    words: Words,
-    front_end: FrontEnd,
-    restart: Restart,
-    view: _View,
-    result: Result,
-) -> Verification | None:
-    effects = describe_session(shell, result.changed)
-    if not wants_restart(words, front_end, effects):
-        importlib.invalidate_caches()
-        if effects.must_restart:
-            view.say(f"{result}.", tone="good")
-            restart.abort_queue()
-            names = ", ".join(item.name for item in effects.loaded)
-            raise RestartError(
-                f"{names} was imported before it was replaced: the environment is the new one, "
-                "this process still holds the old.",
-                hint=restart.prepare().tell
-                if front_end.interactive
-                else "put `%torchenv install` before the first import, and run it again",
-            )
-        view.say(f"{result}. Nothing of it was loaded here, so the session goes on.", tone="good")
-        verification = verify_here() if front_end.interactive else _verify_in_child()
-        verification.raise_for_failure()
-        return verification
-    choice = restart.prepare()
-    place_verification_cell(shell, front_end)
-    if not choice.restarts:
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What follows an install that changed something."""
+
+    shell: InteractiveShell
+    front_end: FrontEnd
+    restart: Restart
+    view: _View
+    result: Result
+
+    def go(self, words: Words) -> Verification | None:
+        effects = describe_session(self.shell, self.result.changed)
+        if not wants_restart(words, self.front_end, effects):
+            return self._stay(effects)
+        choice = self.restart.prepare()
+        place_verification_cell(self.shell, self.front_end)
+        if choice.restarts:
+            self._restart_kernel(choice)
+            return None
         verification = _verify_in_child()
-        view.show(verification, lead=f"{result}. {choice.tell}.")
-        restart.abort_queue()
+        self.view.show(verification, lead=f"{self.result}. {choice.tell}.")
+        self.restart.abort_queue()
         verification.raise_for_failure()
         return None
-    lead = f"{result}; the kernel was restarted."
-    view.say(f"{result}. Restarting the kernel…", tone="good")
-    restart.run(
-        choice,
-        display_id=view.display_id,
-        fresh_kernel_code=fresh_kernel_code(view.display_id, lead),
-        on_failure=view.fail,
-    )
-    restart.abort_queue()
-    return None
+
+    def _stay(self, effects: SessionEffects) -> Verification:
+        importlib.invalidate_caches()
+        if not effects.must_restart:
+            self.view.say(
+                f"{self.result}. Nothing of it was loaded here, so the session goes on.",
+                tone="good",
+            )
+            verification = verify_here() if self.front_end.interactive else _verify_in_child()
+            verification.raise_for_failure()
+            return verification
+        self.view.say(f"{self.result}.", tone="good")
+        self.restart.abort_queue()
+        names = ", ".join(item.name for item in effects.loaded)
+        hint = "put `%torchenv install` before the first import, and run it again"
+        if self.front_end.interactive:
+            hint = f"{self.restart.prepare().tell}. {effects}"
+        raise RestartError(
+            f"{names} was imported before it was replaced: the environment is the new one, this "
+            "process still holds the old.",
+            hint=hint,
+        )
+
+    def _restart_kernel(self, choice: RungChoice) -> None:
+        self.view.say(f"{self.result}. Restarting the kernel…", tone="good")
+        lead = f"{self.result}; the kernel was restarted."
+        self.restart.run(
+            choice,
+            display_id=self.view.display_id,
+            fresh_kernel_code=fresh_kernel_code(self.view.display_id, lead),
+            on_failure=self.view.fail,
+        )
+        # Cells that wait (Run All) would run in the old process.
+        self.restart.abort_queue()
 
 
 def wants_restart(words: Words, front_end: FrontEnd, effects: SessionEffects) -> bool:
@@ -196,7 +207,7 @@ def _verify_in_child() -> Verification:
     return verify(environment, read_expectation(environment.prefix), in_process=False)
 
 
-def _wait(shell: InteractiveShell, job: Job, view: _View) -> bool:
+def _wait(job: Job, view: _View) -> bool:
     """Wait in the cell with live progress; return False where the person interrupted it."""
     try:
         while not job.ended.wait(_REDRAW_SECONDS):

@@ -128,7 +128,8 @@ def server_candidates(
     if platform == "win32":
         names = ["jpserver-*.json"]
     else:
-        names = [f"jpserver-{environment.get('JPY_PARENT_PID', parent)}.json"]
+        named = environment.get("JPY_PARENT_PID", "")
+        names = [f"jpserver-{named if named.isdecimal() else parent}.json"]
     for directory in dict.fromkeys(directories):
         files = [file for name in names for file in _newest_first(directory, name)]
         for file in files[:_SERVER_FILES_BOUND]:

@@ -84,7 +84,8 @@ _PICKER_STYLE = """<style>
   height: auto; min-height: 2.2em; margin: 0; padding: 0.3em 0.9em; line-height: 1.4;
   white-space: normal;
 }
-.torchenv-picker :is(.jupyter-button, input, summary, .jupyter-widget-Collapse-header):focus-visible {
+.torchenv-picker
+  :is(.jupyter-button, input, summary, .jupyter-widget-Collapse-header):focus-visible {
   outline: 2px solid var(--jp-brand-color1, currentColor); outline-offset: 2px; box-shadow: none;
 }
 .torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
@@ -244,8 +245,8 @@ class Picker:
         self._vision.value = status.environment.installed("torchvision") is not None
         self._audio.value = status.environment.installed("torchaudio") is not None
         self._cost.value = _quiet(
-            "`Show plan` tells what is downloaded, installed and replaced; nothing is changed before "
-            "you press the button."
+            "`Show plan` tells what is downloaded, installed and replaced; nothing is changed "
+            "before you press the button."
         )
         self._arrange()
 
@@ -357,8 +358,7 @@ class Picker:
         if state.error is not None:
             self._fail(state.error)
             return
-        assert state.plan is not None
-        if only_plan:
+        if only_plan and state.plan is not None:
             self._idle()
             self._cost.value = (
                 f"<div class='torchenv'><p>{escape(state.plan.summary)}</p>"
@@ -366,7 +366,8 @@ class Picker:
                 f"{self._session_words(state.plan)}{changes_html(state.plan)}</div>"
             )
             return
-        assert state.result is not None
+        if state.result is None:
+            return
         if not state.result.changed:
             self._verify_in_child(lead=str(state.result))
             return

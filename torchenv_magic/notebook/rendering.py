@@ -67,7 +67,9 @@ STYLE = """<style>
 .torchenv summary:focus-visible { outline: 2px solid var(--jp-brand-color1, currentColor); }
 .torchenv p { margin: 0.3em 0; }
 .torchenv-quiet { color: var(--jp-ui-font-color2, inherit); }
-.torchenv-good { color: var(--jp-success-color0, var(--jp-success-color1, inherit)); font-weight: 600; }
+.torchenv-good {
+  color: var(--jp-success-color0, var(--jp-success-color1, inherit)); font-weight: 600;
+}
 .torchenv-bad { color: var(--jp-error-color0, var(--jp-error-color1, inherit)); font-weight: 600; }
 .torchenv-warn { color: var(--jp-warn-color0, var(--jp-warn-color1, inherit)); }
 .torchenv-bar { height: 0.5em; background: var(--jp-layout-color3, #bbb); margin: 0.4em 0; }
@@ -163,7 +165,8 @@ def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> st
     """Return builds with their reasons, as rows of a table, without the style sheet."""
     rows = "".join(
         f"<tr><td>{'<b>' if a.backend == chosen else ''}{escape(a.backend.label)}"
-        f"{'</b>' if a.backend == chosen else ''}</td><td><code>{escape(str(a.backend))}</code></td>"
+        f"{'</b>' if a.backend == chosen else ''}</td>"
+        f"<td><code>{escape(str(a.backend))}</code></td>"
         f"<td>{escape(a.torch or '')}</td><td>{'fits' if a.fits else 'does not fit'}</td>"
         f"<td>{words_html(a.reason)}</td></tr>"
         for a in alternatives
