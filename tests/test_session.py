@@ -103,8 +103,9 @@ def test_what_is_not_installed_has_no_modules() -> None:
 
 def test_what_is_loaded_is_told_by_metadata_and_by_the_bare_name(site_packages: Path) -> None:
     install(site_packages, "py-torch-lightning", "lightning_module/__init__.py,,\n")
-    modules = {"torch", "torch.nn", "torchgen", "lightning_module", "numpy"}
-    changed = ["Py_Torch.Lightning", "torch", "torch", "torchvision"]
+    install(site_packages, "setuptools", "", "_distutils_hack\npkg_resources\nsetuptools\n")
+    modules = {"torch", "torch.nn", "torchgen", "lightning_module", "numpy", "_distutils_hack"}
+    changed = ["Py_Torch.Lightning", "torch", "torch", "torchvision", "setuptools"]
     assert loaded_distributions(changed, modules) == (
         LoadedDistribution(name="py-torch-lightning", modules=("lightning_module",)),
         # Not installed, or replaced already: the name is enough.

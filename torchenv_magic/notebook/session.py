@@ -43,6 +43,9 @@ _COLUMNS_BOUND = 100
 # Helpers that a library starts behind the user's back, named by a word of their command line.
 _UPKEEP = ("multiprocessing.resource_tracker", "debugpy", "torchenv_magic")
 
+# setuptools puts it into every interpreter at its start, and nothing of it is used.
+_LOADED_ANYWAY = {"_distutils_hack"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDistribution:
@@ -166,7 +169,7 @@ def loaded_distributions(
         # The name itself too: what is loaded may come from another folder than the metadata, and
         # after an install the metadata is already the new one's.
         candidates = {name.replace("-", "_"), *top_level_modules(name)}
-        loaded = tuple(sorted(candidates & modules))
+        loaded = tuple(sorted((candidates & modules) - _LOADED_ANYWAY))
         if loaded:
             found.append(LoadedDistribution(name=name, modules=loaded))
     return tuple(found)
