@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,7 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import TargetError
 from torchenv_magic.serialization import from_json, to_json
+from torchenv_magic.verification import probe
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
 
@@ -157,6 +160,26 @@ def test_another_python_describes_itself(tmp_path: Path, version: str) -> None:
     made = make_venv(tmp_path / "venv", python)
     assert made.interpreter.tag == f"cp{version.replace('.', '')}"
     assert made.interpreter.version.startswith(f"{version}.")
+
+
+@pytest.mark.parametrize("script", [_environment_probe, probe])
+def test_scripts_for_other_pythons_are_in_the_words_of_3_8_and_of_its_library(
+    script: types.ModuleType,
+) -> None:
+    tree = ast.parse(Path(str(script.__file__)).read_text(encoding="utf-8"), feature_version=(3, 8))
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert "sys" in imported
+    assert imported <= set(sys.stdlib_module_names)
 
 
 def test_text_of_a_pth_file_does_not_hide_the_description(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from torchenv_magic.builds.backend import Backend
@@ -147,6 +147,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     assert [path.name for path in (tmp_path / ".torchenv").iterdir()] == ["expectation.json"]
 
 
+@settings(deadline=None, max_examples=30)  # each example waits for the disk
 @given(
     requirements=some.lists(some.text(some.characters(exclude_categories=["C", "Z"]), max_size=20)),
     backend=some.sampled_from(["cpu", "xpu", "cu126", "cu1310", "rocm6.2.4"]),
