@@ -1,0 +1,394 @@
+"""The main job, as a person does it: the magic, clicks, and PyTorch that is proven to work.
+
+Real front ends in Chromium, real kernels in environments of their own, the real uv with its real
+`--torch-backend`, answered by the stand-in of the PyTorch index.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.browser.fixtures import MakeKernelEnvironment, MakeServer, OpenPage
+from tests.browser.front_end import FrontEndPage
+from tests.browser.kernel_environment import KernelEnvironment
+from tests.browser.server import Authentication, FrontEndName, JupyterServer
+from tests.standin import INDEX_HOST, StandIn
+
+pytestmark = pytest.mark.browser
+
+LOAD = "%load_ext torchenv_magic"
+INSTALL = "Install and restart kernel"
+VERIFICATION_CELL = "%load_ext torchenv_magic\n%torchenv verify"
+MADE_RATE = 400_000
+"""Bytes per second: slow enough that a made wheel's download can be watched and cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One server with one kernel environment behind it."""
+
+    server: JupyterServer
+    environment: KernelEnvironment
+    kernel: str
+    cache: Path
+
+    def notebook(self, name: str, *cells: str) -> str:
+        return self.server.create_notebook(name, cells, kernel_name=self.kernel)
+
+    def uv_processes(self) -> list[str]:
+        """Return the command lines of running uvs that work on this environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+            except psutil.Error:
+                continue
+            if words and Path(words[0]).stem == "uv" and str(self.environment.python) in str(words):
+                found.append(" ".join(words))
+        return found
+
+
+@pytest.fixture
+def stage(
+    tmp_path: Path,
+    fresh_standin: StandIn,
+    make_server: MakeServer,
+    make_kernel_environment: MakeKernelEnvironment,
+) -> Callable[..., Stage]:
+    def make(
+        *,
+        front_end: FrontEndName = "lab",
+        python: str | None = None,
+        hermetic: bool = True,
+        authentication: Authentication | None = None,
+        extra: Mapping[str, str | None] | None = None,
+    ) -> Stage:
+        cache = tmp_path / "uv-cache"
+        child = fresh_standin.environment(cache, hermetic=hermetic)
+        variables: dict[str, str | None] = {**dict.fromkeys(child.unset), **child.set}
+        # Else the wheel in that folder would be an offer, where a test wants the index alone.
+        variables["PIP_FIND_LINKS"] = None
+        environment = make_kernel_environment(python)
+        server = make_server(
+            front_end=front_end,
+            authentication=authentication,
+            environment={**variables, **(extra or {})},
+        )
+        kernel = environment.write_kernelspec(server.data_directory)
+        return Stage(server, environment, kernel, cache)
+
+    return make
+
+
+def watch_bar(page: FrontEndPage, index: int, *, until: str, timeout: float = 120) -> list[float]:
+    """Return the positions that the progress bar was seen at, until the output says `until`."""
+    seen: list[float] = []
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        html = page.cell_output_html(index)
+        if re.search(until, page.cell_output_text(index)):
+            return seen
+        if match := re.search(r'class="progress-bar[^"]*"[^>]*width:\s*([\d.]+)%', html):
+            position = float(match[1])
+            if not seen or position != seen[-1]:
+                seen.append(position)
+    raise AssertionError(f"`{until}` did not come: {page.cell_output_text(index)}")
+
+
+def assert_calm(page: FrontEndPage) -> None:
+    """Nothing frightening is on the screen."""
+    assert page.dialogs() == []
+    assert page.console_errors() == []
+
+
+def assert_verified(page: FrontEndPage, index: int, version: str) -> None:
+    text = page.cell_output_text(index)
+    assert "PyTorch works" in text
+    assert re.search(rf"torch {re.escape(version)}, as asked for", text)
+    assert "a matrix product on cpu agrees with the CPU's" in text
+
+
+@pytest.mark.real_wheel
+def test_the_real_wheel_by_clicking_in_jupyterlab(
+    stage: Callable[..., Stage],
+    fresh_standin: StandIn,
+    real_wheel: Path,
+    open_page: OpenPage,
+) -> None:
+    """Picker, install, progress, restart, verification: 183 MiB of real PyTorch, all by clicks."""
+    fresh_standin.add_wheel("cpu", real_wheel)
+    fresh_standin.rate = 30_000_000
+    here = stage(python="3.11", hermetic=False)
+    notebook = here.notebook("click.ipynb", LOAD, "%torchenv", "other = 6 * 7\nprint(other)")
+    page = open_page(here.server, notebook)
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "CPU only · torch .* — recommended: no accelerator was found")
+    assert "PyTorch is not installed" in page.cell_output_text(1)
+    kernel_before = page.kernel_id()
+
+    page.click(1, INSTALL)
+    page.wait_for_output(1, r"of 2\d\d\.\d MB")
+    # The kernel is free: another cell runs while gigabytes come in.
+    page.run_cell(3)
+    assert page.cell_output_text(3).strip() == "42"
+    bar = watch_bar(page, 1, until="Restarting the kernel|PyTorch works")
+    assert len(bar) >= 3
+    assert bar == sorted(bar)
+
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_verified(page, 1, "2.13.0+cpu")
+    assert "the kernel was restarted" in page.cell_output_text(1)
+    assert_calm(page)
+    page.wait_for_kernel("idle")
+    assert page.kernel_id() == kernel_before
+    sources = [cell.source for cell in page.cells()]
+    assert sources.count(VERIFICATION_CELL) == 1
+    # A fresh process: what the old one held is gone, and torch is loaded from the environment.
+    page.edit_cell(3, "import sys\nprint('other' in globals(), sys.modules['torch'].__version__)")
+    page.run_cell(3)
+    assert page.cell_output_text(3).strip() == "False 2.13.0+cpu"
+
+    page.run_cell(2)
+    assert_verified(page, 2, "2.13.0+cpu")
+    page.save()
+    saved = str(here.server.read_notebook(notebook))
+    assert "PyTorch works" in saved
+    assert "widget-view" not in saved, "a dead widget was saved with the notebook"
+
+    wheels = [r for r in fresh_standin.requests if r.method == "GET" and r.path.endswith(".whl")]
+    torch_wheels = [r for r in wheels if "/whl/cpu/torch-" in r.path]
+    assert len(torch_wheels) == 1, "the wheel was fetched once, by way of --torch-backend"
+    assert any(r.host == INDEX_HOST and r.path == "/whl/cpu/torch/" for r in fresh_standin.requests)
+
+
+@pytest.mark.real_wheel
+def test_the_real_wheel_under_run_all_in_jupyterlab(
+    stage: Callable[..., Stage],
+    fresh_standin: StandIn,
+    real_wheel: Path,
+    open_page: OpenPage,
+) -> None:
+    """Run All stops once, cleanly, for the restart, and comes through the second time."""
+    fresh_standin.add_wheel("cpu", real_wheel)
+    here = stage(python="3.11", hermetic=False)
+    use = "import torch\nprint((torch.ones(3, 3) @ torch.ones(3, 3)).sum().item())"
+    page = open_page(here.server, here.notebook("all.ipynb", f"{LOAD}\n%torchenv install cpu", use))
+    page.run_all(timeout=180)
+    page.wait_for_output(0, "PyTorch works", timeout=120)
+    assert_verified(page, 0, "2.13.0+cpu")
+    assert_calm(page)
+    # The verification cell was placed in between; the queued cell never ran in the old process.
+    sources = [cell.source for cell in page.cells()]
+    assert sources[1:] == [VERIFICATION_CELL, use]
+    assert page.execution_prompt(2) == "[ ]:"
+    assert page.cell_output_text(2) == ""
+
+    fresh_standin.down = True
+    page.run_all(timeout=120)
+    assert page.cell_output_text(2).strip() == "27.0"
+    assert_verified(page, 0, "2.13.0+cpu")
+    assert_verified(page, 1, "2.13.0+cpu")
+    assert "restarted" not in page.cell_output_text(0)
+    assert [cell.source for cell in page.cells()].count(VERIFICATION_CELL) == 1
+    assert_calm(page)
+
+
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_another_python_by_clicking_in_notebook_7(
+    python: str,
+    stage: Callable[..., Stage],
+    open_page: OpenPage,
+    fresh_standin: StandIn,
+) -> None:
+    fresh_standin.rate = 3 * MADE_RATE
+    here = stage(front_end="notebook", python=python)
+    page = open_page(here.server, here.notebook("click.ipynb", LOAD, "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    page.check(1, "torchvision")
+    page.click(1, "Show plan")
+    page.wait_for_output(1, r"installs torch 2\.13\.0\+cpu, torchvision 0\.28\.0\+cpu")
+    page.click(1, INSTALL)
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_verified(page, 1, "2.13.0+cpu")
+    assert here.environment.packages()["torchvision"] == "0.28.0+cpu"
+    assert_calm(page)
+    assert [cell.source for cell in page.cells()].count(VERIFICATION_CELL) == 1
+    page.run_cell(2)
+    assert_verified(page, 2, "2.13.0+cpu")
+
+
+def test_cancel_leaves_the_environment_as_it_was(
+    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+) -> None:
+    fresh_standin.rate = MADE_RATE
+    here = stage()
+    page = open_page(here.server, here.notebook("cancel.ipynb", f"{LOAD}\nkept = 1", "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    before = here.environment.snapshot()
+    page.click(1, INSTALL)
+    page.wait_for_output(1, r"\d+(\.\d)? [kM]?B of ")
+    assert here.uv_processes()
+    clicked = time.monotonic()
+    page.click(1, "Cancel")
+    while here.uv_processes():
+        assert time.monotonic() - clicked < 2, "uv did not end within 2 s"
+    page.wait_for_output(1, "The install was cancelled; the environment is as it was")
+    assert here.environment.snapshot() == before
+    assert_calm(page)
+
+    # The picker is alive, and so is the session.
+    state = page.control(1, INSTALL)
+    assert state is not None
+    assert state.enabled
+    fresh_standin.rate = None
+    page.click(1, INSTALL)
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_calm(page)
+
+
+def test_interrupt_stops_the_word_and_the_kernel_goes_on(
+    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+) -> None:
+    fresh_standin.rate = MADE_RATE
+    here = stage()
+    notebook = here.notebook(
+        "stop.ipynb", f"{LOAD}\nkept = 1", "%torchenv install cpu", "print(kept)"
+    )
+    page = open_page(here.server, notebook)
+    page.run_cell(0)
+    before = here.environment.snapshot()
+    page.run_cell(1, wait=False)
+    page.wait_for_output(1, r"\d+(\.\d)? [kM]?B of ")
+    pressed = time.monotonic()
+    page.interrupt()
+    while here.uv_processes():
+        assert time.monotonic() - pressed < 2, "uv did not end within 2 s"
+    page.wait_for_output(1, "Cancelled. The environment is as it was.")
+    page.wait_for_kernel("idle")
+    assert "Traceback" not in page.cell_output_text(1)
+    assert here.environment.snapshot() == before
+    page.run_cell(2)
+    assert page.cell_output_text(2).strip() == "1"
+    assert_calm(page)
+
+
+def test_a_session_that_holds_work_is_asked_first(
+    stage: Callable[..., Stage], open_page: OpenPage
+) -> None:
+    here = stage()
+    page = open_page(
+        here.server,
+        here.notebook("work.ipynb", f"{LOAD}\ndata = bytearray(5_000_000)", "%torchenv"),
+    )
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    page.click(1, INSTALL)
+    page.wait_for_output(1, "`?data`?, 5.0 MB", timeout=60)
+    page.click(1, "Keep the session")
+    page.wait_for_output(1, "PyTorch works", timeout=60)
+    assert "the session goes on" in page.cell_output_text(1)
+    page.edit_cell(2, "import torch\nprint(len(data), torch.__version__)")
+    page.run_cell(2)
+    assert page.cell_output_text(2).strip() == "5000000 2.13.0+cpu"
+    assert_calm(page)
+
+
+def test_the_wheel_folder_is_offered_where_the_index_is_away(
+    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for wheel in fresh_standin.wheels("cpu"):
+        (folder / wheel.path.name).symlink_to(wheel.path)
+    fresh_standin.down = True
+    here = stage(extra={"UV_FIND_LINKS": str(folder)})
+    page = open_page(here.server, here.notebook("away.ipynb", LOAD, "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    before = here.environment.snapshot()
+    page.click(1, INSTALL)
+    page.wait_for_output(1, "The PyTorch index .* can't be reached .* fits", timeout=60)
+    assert here.environment.snapshot() == before
+    page.click(1, "Install torch 2.13.0+cpu from there and restart kernel")
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_verified(page, 1, "2.13.0+cpu")
+    assert_calm(page)
+
+
+def test_a_password_server_restarts_by_re_exec(
+    stage: Callable[..., Stage], open_page: OpenPage
+) -> None:
+    here = stage(authentication=Authentication.password("correct horse"))
+    page = open_page(here.server, here.notebook("password.ipynb", f"{LOAD}\n%torchenv install cpu"))
+    page.run_cell(0, timeout=120)
+    page.wait_for_output(0, "PyTorch works", timeout=120)
+    assert "the kernel was restarted" in page.cell_output_text(0)
+    assert_calm(page)
+    page.wait_for_kernel("idle")
+
+
+def test_keyboard_only(stage: Callable[..., Stage], open_page: OpenPage) -> None:
+    """Tab reaches every control in the order in which it is read; Space presses the button."""
+    here = stage()
+    page = open_page(here.server, here.notebook("keys.ipynb", LOAD, "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    page.perform(lambda _page: page.output(1).locator("input[type=radio]").first.focus())
+    names = []
+    for _ in range(12):
+        focus = page.focused()
+        if focus is None or not focus.in_output:
+            break
+        names.append(focus.name)
+        assert focus.ring, f"{focus.name} shows no focus"
+        if focus.name == INSTALL:
+            break
+        page.press("Tab")
+    assert names[-1] == INSTALL
+    wanted = ["torchvision", "torchaudio", "torch version", "more packages", INSTALL]
+    assert [name for name in names if name in wanted] == wanted
+    assert any("do not fit here" in name for name in names)
+    page.press("Space")
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_calm(page)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("more packages", "torch===", "`?torch===`? is not a requirement"),
+        ("more packages", "--index-url x", "is an option, not a requirement"),
+        ("torch version", "99.0", "no such version|can't be met"),
+    ],
+)
+def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
+    field: str, text: str, says: str, stage: Callable[..., Stage], open_page: OpenPage
+) -> None:
+    here = stage()
+    page = open_page(here.server, here.notebook("wrong.ipynb", LOAD, "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    page.fill(1, field, text)
+    page.click(1, INSTALL)
+    page.wait_for_output(1, says, timeout=60)
+    assert "hint:" in page.cell_output_text(1)
+    state = page.control(1, INSTALL)
+    assert state is not None
+    assert state.enabled
+    assert_calm(page)
