@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import json
 import os
 import shutil
@@ -12,12 +13,24 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchenv_magic.accelerators import Accelerator, ComputeCapability, Host, Platform, detect
+from torchenv_magic.accelerators import (
+    Accelerator,
+    ComputeCapability,
+    Host,
+    Platform,
+    amd,
+    detect,
+    nvidia,
+    platform,
+    probing,
+    records,
+)
 from torchenv_magic.accelerators.amd import amd_report, gfx_name, parse_properties, read_kfd
 from torchenv_magic.accelerators.apple import apple_accelerators
 from torchenv_magic.accelerators.detection import apply_overrides, visibility_findings
@@ -666,15 +679,15 @@ def test_malformed_override_is_ignored_and_said(name: str) -> None:
     ],
 )
 def test_platform_of(sys_platform: str, machine: str, wheel_platform: str) -> None:
-    platform = platform_of(sys_platform=sys_platform, machine=machine)
+    found = platform_of(sys_platform=sys_platform, machine=machine)
 
-    assert platform.wheel_platform == wheel_platform
+    assert found.wheel_platform == wheel_platform
 
 
 def test_32_bit_python_on_a_64_bit_machine_takes_other_wheels() -> None:
-    platform = platform_of(sys_platform="linux", machine="x86_64", is_64_bit=False, glibc="2.36")
+    found = platform_of(sys_platform="linux", machine="x86_64", is_64_bit=False, glibc="2.36")
 
-    assert platform.wheel_platform == "linux_i686"
+    assert found.wheel_platform == "linux_i686"
 
 
 def test_c_library_texts() -> None:
@@ -689,10 +702,10 @@ def test_c_library_texts() -> None:
 def test_this_platform_is_the_one_that_packaging_sees() -> None:
     from packaging.tags import platform_tags
 
-    platform = detect().platform
-    tag = f"{platform.libc_version}_{platform.machine}".replace(".", "_")
+    here = detect().platform
+    tag = f"{here.libc_version}_{here.machine}".replace(".", "_")
 
-    assert platform.libc == "glibc"
+    assert here.libc == "glibc"
     assert f"manylinux_{tag}" in list(platform_tags())
 
 
@@ -702,6 +715,16 @@ def test_apple_silicon_is_a_gpu_and_an_intel_mac_has_none() -> None:
     assert gpu.vendor == "apple"
     assert apple_accelerators(Platform(system="macos", machine="x86_64")) == ()
     assert apple_accelerators(Platform(system="linux", machine="aarch64")) == ()
+
+
+@pytest.mark.parametrize(
+    "module", [amd, nvidia, platform, probing, records], ids=lambda module: module.__name__
+)
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    results = doctest.testmod(module)
+
+    assert results.attempted
+    assert results.failed == 0
 
 
 # --- All of it ----------------------------------------------------------------------------------

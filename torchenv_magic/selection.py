@@ -38,6 +38,7 @@ __all__ = [
     "CatalogOrigin",
     "Request",
     "Selection",
+    "accelerator_to_json",
     "parse_backend",
     "parse_requirement",
     "select",

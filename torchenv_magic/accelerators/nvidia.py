@@ -6,6 +6,7 @@ Each source is a thin probe (`read_...`) beside the pure function that understan
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -115,7 +116,8 @@ def read_nvml(root: Path = Path("/")) -> NvmlReading:
     except pynvml.NVMLError as error:
         return NvmlReading(loaded=True, error_code=error.value, error=clean(str(error)))
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
     return NvmlReading(loaded=True, driver_version=clean(driver_version), devices=devices)
 
 
