@@ -233,13 +233,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, J
 
 
 PREPARE = """\
-import os, pathlib
+import os, time
 from IPython.display import display
 from torchenv_magic.notebook.front_end import read_front_end
 from torchenv_magic.notebook.restart import Restart
 
 def here():
     return {"pid": os.getpid(), "cwd": os.getcwd(), "leak": os.environ.get("LEAK")}
+
+def fail(error):
+    failures.append(error)
+    display({"text/plain": str(error)}, raw=True, display_id="failed")
 
 before = here()
 failures = []
@@ -250,9 +254,14 @@ display({"text/plain": "restarting"}, raw=True, display_id="shown")
 PREPARED = "[(rung.name, rung.available, rung.reason) for rung in choice.rungs]"
 RUN = """\
 restart.run(
-    choice, display_id="shown", fresh_kernel_code={code!r}, on_failure=failures.append
+    choice, display_id="shown", fresh_kernel_code={code!r}, on_failure=fail
 )
 restart.abort_queue()
+"""
+# Holds the cell until those behind it have been sent.
+GATE = """
+while not os.path.exists({gate!r}):
+    time.sleep(0.01)
 """
 SHOW = (
     "__import__('IPython.display', fromlist=['display']).display("
@@ -325,8 +334,10 @@ def test_the_server_restarts_the_kernel_and_the_result_comes_into_the_old_output
             True,
             f"the server of jpserver-{server._process.pid}.json answers for this kernel",  # type: ignore[union-attr]
         ]
-        asking = kernel.send(RUN.format(code=SHOW) + SPY)
+        gate = server.directory / "gate"
+        asking = kernel.send(RUN.format(code=SHOW) + SPY + GATE.format(gate=str(gate)))
         queued = [kernel.send(f"open({str(ran)!r}, 'w')") for _ in range(3)]
+        gate.touch()
         assert kernel.reply(asking)["status"] == "ok"
         assert [kernel.reply(cell)["status"] for cell in queued] == ["aborted"] * 3
 
@@ -399,8 +410,10 @@ def test_under_a_password_the_process_replaces_itself_and_leaks_nothing(
         child = kernel.value(
             "__import__('subprocess').Popen(['sleep', '600']).pid, os.chdir('/'), os.pipe2(0)"
         )[0]
-        asking = kernel.send(RUN.format(code=SHOW))
+        gate = server.directory / "gate"
+        asking = kernel.send(RUN.format(code=SHOW) + GATE.format(gate=str(gate)))
         queued = kernel.send(f"open({str(ran)!r}, 'w')")
+        gate.touch()
         assert kernel.reply(asking)["status"] == "ok"
         assert kernel.reply(queued)["status"] == "aborted"
 
@@ -448,8 +461,10 @@ def test_a_widget_s_thread_restarts_after_the_cell_that_runs_and_before_the_next
         "    scheduled.set()\n"
         "threading.Thread(target=click).start()"
     )
-    running = console.send("clicked.set(); print(scheduled.wait(60))")
+    gate = tmp_path / "gate"
+    running = console.send("clicked.set(); print(scheduled.wait(60))" + GATE.format(gate=str(gate)))
     queued = console.send(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    gate.touch()
     assert console.reply(running)["status"] == "ok"
     assert console.printed(running) == "True\n"
     assert console.reply(queued)["status"] == "aborted"
@@ -472,21 +487,20 @@ def test_a_rung_that_fails_gives_way_to_the_next(console: Kernel) -> None:
     assert (fresh["pid"], fresh["restart"]) == (before["pid"], False)
 
 
-FAILED = "[str(error) for error in failures], restart is not None"
-
-
-def wait_for_failure(kernel: Kernel) -> str:
-    failures, alive = wait_until(lambda: (said := kernel.value(FAILED))[0] and said)
-    assert alive
-    [failure] = failures
-    return str(failure)
+def failure_of(kernel: Kernel) -> str:
+    """Wait until the restart is given up, in a kernel that lives, and return what was said."""
+    message = kernel.wait_for(
+        lambda message: message["content"].get("transient", {}).get("display_id") == "failed"
+    )
+    kernel.iopub.remove(message)
+    return str(message["content"]["data"]["text/plain"])
 
 
 def test_where_the_system_refuses_the_kernel_lives_on_and_says_what_to_press(
     console: Kernel, tmp_path: Path
 ) -> None:
     console.run(RUN.format(code=SHOW) + "import sys; sys.executable = '/gone/python'")
-    assert wait_for_failure(console) == (
+    assert failure_of(console) == (
         "The kernel was not restarted: the kernel can't replace itself: "
         "[Errno 2] No such file or directory: '/gone/python'\n\n"
         "hint: Leave the console and start it again, then run `%torchenv verify`"
@@ -494,8 +508,8 @@ def test_where_the_system_refuses_the_kernel_lives_on_and_says_what_to_press(
     # Streams and directory are what they were, and a second try is free to fail earlier.
     assert console.value("here() == before")
     assert console.printed(console.send("os.write(1, b'still here')")) == "still here"
-    console.run("failures.clear()\n" + RUN.format(code=SHOW))
-    assert "the restart's helper can't be started" in wait_for_failure(console)
+    console.run(RUN.format(code=SHOW))
+    assert "the restart's helper can't be started" in failure_of(console)
     wait_until(lambda: not list(tmp_path.glob("torchenv-restart-*")))
 
 
@@ -504,7 +518,7 @@ def test_a_helper_that_breaks_is_a_failure_with_its_last_words(console: Kernel) 
         "choice = __import__('dataclasses').replace(choice, rungs=choice.rungs[1:])\n"
         "restart._process.environment['PYTHONHOME'] = '/gone'\n" + RUN.format(code=SHOW)
     )
-    assert "the restart's helper ended unexpectedly" in wait_for_failure(console)
+    assert "the restart's helper ended unexpectedly" in failure_of(console)
     assert "/gone" in console.value("failures[0].detail")
 
 
