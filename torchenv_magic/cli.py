@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from torchenv_magic.accelerators import detect
-from torchenv_magic.environment import Environment, read_environment
-from torchenv_magic.errors import TorchEnvError
+from torchenv_magic.errors import InstallCancelled, TorchEnvError
 from torchenv_magic.expectation import read_expectation
-from torchenv_magic.installation.install import Result, install_plan
+from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Plan
-from torchenv_magic.installation.planning import make_plan
+from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import Event
+from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import selection_to_json
 from torchenv_magic.serialization import to_json
-from torchenv_magic.status import read_status
+from torchenv_magic.status import read_repaired, read_status
 from torchenv_magic.verification import Verification, verify
-from torchenv_magic.words import HelpRequested, Words, parse_words
+from torchenv_magic.words import HelpRequested, Words, overview, parse_words
 
 __all__ = ["main"]
+
+_FAILED, _MISSPELT = 1, 2
+_DETAIL_LINES = 40
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one word; return 0 where it was done, 1 where it failed, 2 where it was misspelt."""
     texts = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = "--json" in texts
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe of another encoding than UTF-8 gets a question mark, not an error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        status = _run(texts)
+        # Here and not at exit, where Python would complain of a reader that has gone.
+        sys.stdout.flush()
+    except BrokenPipeError:  # `torchenv list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return status
+
+
+def _run(texts: Sequence[str]) -> int:
+    if not texts:
+        _talk(overview(notebook=False))
+        return _MISSPELT
+    if list(texts) in (["--version"], ["-V"]):
+        from torchenv_magic import __version__
+
+        print(f"torchenv {__version__}")
+        return 0
     try:
         words = parse_words(texts, notebook=False)
         return _WORDS[words.word](words)
@@ -38,22 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(request.text)
         return 0
     except TorchEnvError as error:
-        if as_json:
-            print(json.dumps({"error": error.to_json()}))
-        _talk(_colored("error", "31") + f": {_terminal(error)}")
+        if "--json" in texts:
+            _print_json({"error": error.to_json()})
+        _tell(error)
         return error.exit_status
     except KeyboardInterrupt:
-        _talk("cancelled; the environment is as it was")
-        return 1
-    except BrokenPipeError:
-        # `torchenv list | head`: Python would complain once more while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _talk("stopped; nothing was changed")
+        return _FAILED
 
 
-def _terminal(error: TorchEnvError) -> str:
-    # Hints are written for the notebook; in a terminal the same words have no percent sign.
-    return str(error).replace("`%torchenv ", "`torchenv ").replace("`%pip ", "`pip ")
+# ------------------------------------------------------------------------------------- the words
 
 
 def _status(words: Words) -> int:
@@ -77,87 +101,196 @@ def _select(words: Words) -> int:
 
 
 def _plan(words: Words) -> int:
-    plan, _ = _make_plan(words)
+    with _stoppable() as cancellation:
+        plan = _make_plan(words, cancellation)
     data = to_json(plan)
-    data.update(download_bytes=plan.download_bytes, summary=plan.summary)
+    data.update(
+        download_bytes=plan.download_bytes,
+        nothing_to_do=plan.nothing_to_do,
+        summary=plan.summary,
+    )
     return _print(words, str(plan), data)
 
 
 def _install(words: Words) -> int:
-    plan, environment = _make_plan(words)
+    with _stoppable() as cancellation:
+        plan = _make_plan(words, cancellation)
+        if not words.json and not plan.nothing_to_do:
+            _print_text(str(plan))
+        with contextlib.closing(_Progress()) as progress:
+            result = install_plan(plan, on_event=progress, cancellation=cancellation)
     if not words.json:
-        print(plan)
-    result = install_plan(plan, on_event=_Progress())
-    verification = verify(environment, result.expectation, in_process=False)
-    if words.json:
-        print(json.dumps({"result": to_json(result), "verification": to_json(verification)}))
-    else:
-        _print_done(result, verification)
-    verification.raise_for_failure()
-    return 0
-
-
-def _print_done(result: Result, verification: Verification) -> None:
-    if result.recovered:
-        print(result.recovered)
-    print(_colored(str(result), "32"))
-    print(verification)
+        for text in filter(None, (result.recovered, str(result))):
+            _print_text(_colored(text, "32", sys.stdout))
+    try:
+        # Read anew: it is another environment now.
+        environment, _, _ = read_repaired(words.python)
+        verification = verify(environment, result.expectation, in_process=False)
+    except KeyboardInterrupt:
+        _talk("stopped before the end of the verification; what was installed stays")
+        return _FAILED
+    data = {"result": to_json(result), "verification": to_json(verification)}
+    _print(words, str(verification), data)
+    return _judge(words, verification)
 
 
 def _verify(words: Words) -> int:
-    environment = read_environment(words.python)
+    environment, recovered, _ = read_repaired(words.python)
+    if recovered:
+        _talk(recovered)
     expectation = read_expectation(environment.prefix)
     verification = verify(environment, expectation, in_process=False)
     _print(words, str(verification), to_json(verification))
-    verification.raise_for_failure()
+    return _judge(words, verification)
+
+
+def _judge(words: Words, verification: Verification) -> int:
+    """Return the exit status; the table, which is data, was printed before."""
+    try:
+        verification.raise_for_failure()
+    except TorchEnvError as error:
+        if words.json:
+            _tell(error)
+        else:
+            # The table has its words.
+            failed = f"{len(verification.failures)} of {len(verification.checks)} checks failed"
+            _talk(f"{_colored('error', '31', sys.stderr)}: PyTorch does not work here: {failed}")
+        return error.exit_status
     return 0
 
 
-def _make_plan(words: Words) -> tuple[Plan, Environment]:
+def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
     status = read_status(words.request, python=words.python)
-    for warning in status.selection.warnings:
-        _talk(_colored("warning", "33") + f": {warning}")
-    progress = _Progress()
-    plan = make_plan(
-        status.selection, status.environment, words.request, consent=words.yes, on_event=progress
-    )
+    warnings = status.selection.warnings
+    if status.selection.backend is not None:  # else they are the error's
+        for warning in warnings:
+            _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
+    try:
+        with contextlib.closing(_Progress()) as progress:
+            plan = make_plan(
+                status.selection,
+                status.environment,
+                words.request,
+                consent=words.yes,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+    except IndexUnreachableError as error:
+        if error.offers:
+            error.hint = words.consent_hint
+        raise
+    if words.json:
+        plan = replace(plan, notes=(*plan.notes, *warnings))
     if status.recovered:
         plan = replace(plan, notes=(*plan.notes, status.recovered))
-    return plan, status.environment
+    return plan
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Cancellation]:
+    """Turn Ctrl-C, and a polite end from outside, into a wish that puts everything back first."""
+    cancellation = Cancellation()
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+
+    def stop(_number: int, _frame: object) -> None:
+        # In a thread of its own: the interrupted code may hold the very lock that this takes.
+        threading.Thread(target=cancellation.cancel, name="torchenv-stop").start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield cancellation
+        return
+    previous = [(number, signal.signal(number, stop)) for number in numbers]
+    try:
+        yield cancellation
+    except InstallCancelled as error:
+        raise InstallCancelled("Cancelled. The environment is as it was") from error
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+
+
+# --------------------------------------------------------------------------------------- the talk
 
 
 def _print(words: Words, text: str, data: Any) -> int:  # noqa: ANN401
-    print(json.dumps(data, ensure_ascii=False, indent=2) if words.json else text)
+    if words.json:
+        _print_json(data)
+    else:
+        _print_text(text)
     return 0
+
+
+def _print_text(text: str) -> None:
+    print(_terminal(text))
+
+
+def _print_json(data: Any) -> None:  # noqa: ANN401
+    # In ASCII, which every pipe of every system takes.
+    print(_terminal(json.dumps(data, indent=2)))
+
+
+def _tell(error: TorchEnvError) -> None:
+    lines = error.detail.strip().splitlines()
+    if len(lines) > _DETAIL_LINES:
+        lines = [f"… {len(lines) - _DETAIL_LINES} lines more", *lines[-_DETAIL_LINES:]]
+    for line in lines:
+        _talk(f"  {line}")
+    _talk(f"{_colored('error', '31', sys.stderr)}: {error}")
+
+
+def _talk(text: str) -> None:
+    print(_terminal(text), file=sys.stderr, flush=True)
+
+
+# What is written for a notebook, in the words of a terminal.
+_IN_A_TERMINAL = (
+    (re.compile(r"`%torchenv`"), "`torchenv install`"),
+    (re.compile(r"`%(?=torchenv |pip )"), "`"),
+    (
+        re.compile(r"choose (an environment of your own|it|the clone) as (?:this notebook's|the) "
+                   r"kernel"),
+        r"name \1 with `--python`",
+    ),
+    (re.compile(r"the folded log has all that uv said"), "all that uv said stands above"),
+)  # fmt: skip
+
+
+def _terminal(text: str) -> str:
+    for pattern, replacement in _IN_A_TERMINAL:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _colored(text: str, code: str, stream: TextIO) -> str:
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
 
 
 class _Progress:
     """Tells events on stderr: one line that changes on a terminal, one line a phase elsewhere."""
 
     def __init__(self) -> None:
-        self._moving = sys.stderr.isatty()
+        self._moving = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._open = False
+        self._last = ""
 
     def __call__(self, event: Event) -> None:
-        if event.bytes is not None and self._moving and not event.message:
+        if event.message and event.message != self._last:
+            self._last = event.message
+            self.close()
+            _talk(event.message)
+        elif event.bytes is not None and self._moving:
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{str(event.bytes)[:width]}", end="", file=sys.stderr, flush=True)
             self._open = True
-        elif event.message:
-            if self._open:
-                print("\r\x1b[K", end="", file=sys.stderr)
-                self._open = False
-            _talk(event.message)
 
-
-def _talk(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _colored(text: str, code: str) -> str:
-    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
+    def close(self) -> None:
+        """End the line that changes."""
+        if self._open:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._open = False
 
 
 _WORDS = {

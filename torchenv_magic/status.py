@@ -9,10 +9,11 @@ from pathlib import Path
 from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, installed_backend, read_environment
+from torchenv_magic.errors import BusyError, TargetError
 from torchenv_magic.installation.install import recover_environment
 from torchenv_magic.selection import Request, Selection, select
 
-__all__ = ["Status", "read_status", "verdict"]
+__all__ = ["Status", "read_repaired", "read_status", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class Status:
     """The build of the installed torch; None where none is there, or it doesn't say."""
     recovered: str | None = None
     """What an interrupted install had left, if it had: one sentence."""
+    unrepaired: str | None = None
+    """Why what an install left, or is about to leave, was not touched: mostly one still runs."""
 
     @property
     def torch(self) -> str | None:
@@ -61,6 +64,8 @@ class Status:
         lines += [f"{'warning':<13}{warning}" for warning in self.selection.warnings]
         if self.recovered:
             lines.append(f"{'repaired':<13}{self.recovered}")
+        if self.unrepaired:
+            lines.append(f"{'note':<13}{self.unrepaired}")
         return "\n".join(lines)
 
 
@@ -86,10 +91,7 @@ def read_status(request: Request | None = None, *, python: Path | None = None) -
     ------
     TargetError, RequestError
     """
-    environment = read_environment(python)
-    recovered = recover_environment(environment)
-    if recovered is not None:
-        environment = read_environment(python)
+    environment, recovered, unrepaired = read_repaired(python)
     host = detect()
     selection = select(
         host, request or Request(), interpreter=environment.interpreter, environ=os.environ
@@ -100,4 +102,26 @@ def read_status(request: Request | None = None, *, python: Path | None = None) -
         selection=selection,
         installed_backend=installed_backend(environment),
         recovered=recovered,
+        unrepaired=unrepaired,
     )
+
+
+def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, str | None]:
+    """Return the environment of `python` as it is after a repair, and what there was to repair.
+
+    The last is why what is there was left alone: who only looks must not fail because another
+    install works on it.
+
+    Raises
+    ------
+    TargetError
+        There is no such interpreter.
+    """
+    environment = read_environment(python)
+    try:
+        recovered = recover_environment(environment)
+    except (BusyError, TargetError) as error:
+        return environment, None, error.message
+    if recovered is not None:
+        environment = read_environment(python)
+    return environment, recovered, None

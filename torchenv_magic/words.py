@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,28 +18,31 @@ from torchenv_magic.errors import RequestError
 from torchenv_magic.selection import Request, parse_backend, parse_requirement
 
 __all__ = [
+    "RESTARTS",
     "HelpRequested",
     "Restart",
     "Words",
     "options_of",
+    "overview",
     "parse_request",
     "parse_words",
+    "takes_request",
     "words_of",
 ]
 
 Restart = Literal["always", "auto", "never"]
+RESTARTS: tuple[Restart, ...] = ("always", "auto", "never")
 
 _SUMMARIES = {
     "status": "what is here, what would be chosen, and why",
     "list": "every build, best first, with the reason for each",
-    "plan": "what an install would download, install, replace and remove; changes nothing",
+    "plan": "what an install would fetch, install, replace and remove",
     "install": "install PyTorch, restart the kernel, and prove that it works",
     "verify": "prove on the device that the installed PyTorch works",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why; asks no network",
 }
 _IN_NOTEBOOK = ("status", "list", "plan", "install", "verify")
-_READING = ("status", "list", "plan", "verify", "detect", "select")
 _ASKING = ("list", "plan", "install", "select")
 
 _EXAMPLES = """examples:
@@ -47,8 +51,35 @@ _EXAMPLES = """examples:
   {prog} install cu126 torchvision    CUDA 12.6, with torchvision
   {prog} plan auto "torch==2.13.*"    what that would change"""
 
-# What people write for a backend, right or nearly right; any other first word is a requirement.
-_LIKE_A_BACKEND = re.compile(r"(auto|cpu|gpu|xpu|mps|hip|cuda.*|cu-?\d.*|rocm.*)", re.IGNORECASE)
+_ASKED = """
+
+  BACKEND      in uv's words: cpu, cu126, rocm7.2, xpu (default: auto, the best)
+  REQUIREMENT  as pip writes it: torch==2.13.*, torchvision (torch is always in)"""
+
+# What people write for a backend, right or nearly right; packages such as `cuda-python` are none.
+_LIKE_A_BACKEND = re.compile(
+    r"auto|cpu|gpu|xpu|mps|hip|amd|(cu|cuda|rocm)[-_ ]?(\d+(\.\d+)*)?", re.IGNORECASE
+)
+# Letters in another order (`cup`): were it taken for a package, a stranger's would be installed.
+_SCRAMBLED = frozenset("".join(sorted(word)) for word in ("auto", "cpu", "xpu"))
+# A terminal's usual width; that of a notebook's cell is not known.
+_WIDTH = 80
+_VERSION = re.compile(r"v?\d+(\.\d+)*(\.\*)?([-+.]?[a-z]+\d*)*", re.IGNORECASE)
+_PACKAGES = ("torch", "torchvision", "torchaudio")
+
+# Words of neighbouring tools, and ours for them.
+_OTHER_WORDS = {
+    "add": "install",
+    "check": "verify",
+    "detect": "status",
+    "info": "status",
+    "select": "list",
+    "show": "status",
+    "switch": "install",
+    "test": "verify",
+    "update": "install",
+    "upgrade": "install",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +96,13 @@ class Words:
     json: bool = False
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
+    line: str = ""
+    """The line as it was written, with the program's name."""
+
+    @property
+    def consent_hint(self) -> str:
+        """How to say yes to wheels from elsewhere: the same line once more, so nothing is lost."""
+        return f"`{self.line} --yes` uses it"
 
 
 class HelpRequested(Exception):  # noqa: N818  (it is no error)
@@ -79,8 +117,10 @@ class _Parser(argparse.ArgumentParser):
     """Raises in place of printing and ending the process, which is a kernel here."""
 
     def error(self, message: str) -> NoReturn:
+        if match := re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL):
+            message = f"`{match[1]}` {match[2]}"
         raise RequestError(
-            f"{message[0].upper()}{message[1:]}.", hint=f"`{self.prog} -h` shows how it is written"
+            f"{message[0].upper()}{message[1:]}", hint=f"`{self.prog} -h` shows how it is written"
         )
 
 
@@ -95,6 +135,11 @@ class _Help(argparse.Action):
 def words_of(*, notebook: bool) -> tuple[str, ...]:
     """Return the words, in the order in which people need them."""
     return _IN_NOTEBOOK if notebook else tuple(_SUMMARIES)
+
+
+def takes_request(word: str) -> bool:
+    """Return whether a backend and requirements may follow the word."""
+    return word in _ASKING
 
 
 def options_of(word: str, *, notebook: bool) -> tuple[str, ...]:
@@ -120,20 +165,20 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     """
     prog = _prog(notebook=notebook)
     if not arguments and notebook:
-        return Words(word="")
-    first = arguments[0] if arguments else "-h"
-    if first in ("-h", "--help", "help"):
-        raise HelpRequested(_overview(notebook=notebook))
+        return Words(word="", line=prog)
+    first, *rest = arguments or ["-h"]
     known = words_of(notebook=notebook)
-    if first not in known:
-        nearest = difflib.get_close_matches(first, known, n=1)
-        if not nearest and _LIKE_A_BACKEND.fullmatch(first):
-            instead = f"did you mean `{prog} install {first}`? "
+    if first in ("-h", "--help", "help"):
+        if rest[:1] and rest[0] in known:
+            first, rest = rest[0], ["-h"]
         else:
-            instead = f"did you mean `{prog} {nearest[0]}`? " if nearest else ""
-        message = f"`{first}` is not a word of {prog}."
-        raise RequestError(message, hint=f"{instead}the words are {', '.join(known)}")
-    options = _subparser(first, notebook=notebook).parse_intermixed_args(list(arguments[1:]))
+            raise HelpRequested(overview(notebook=notebook))
+    if first not in known:
+        raise _unknown_word(first, known, prog)
+    parser = _subparser(first, notebook=notebook)
+    options, extra = parser.parse_known_intermixed_args(rest)
+    if extra:
+        raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
     return Words(
         word=first,
         request=parse_request(
@@ -141,77 +186,178 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         ),
         yes=getattr(options, "yes", False),
         restart=getattr(options, "restart", None),
-        json=getattr(options, "json", False) or False,
+        json=getattr(options, "json", False),
         python=getattr(options, "python", None),
+        line=f"{prog} {shlex.join(arguments)}",
     )
 
 
 def parse_request(what: Sequence[str], *, backend: str | None = None) -> Request:
     """Return the request written as `[BACKEND] [REQUIREMENT...]`; torch is always part of it.
 
+    The backend may stand anywhere among the requirements, but only one may.
+
     Raises
     ------
     RequestError
     """
-    rest = list(what)
-    if backend is None and rest and _LIKE_A_BACKEND.fullmatch(rest[0]):
-        backend = rest.pop(0)
-    for text in rest:
-        if text.startswith("-"):
-            message = f"`{text}` is an option, not a requirement."
-            raise RequestError(message, hint="set options in uv's or pip's configuration")
-    names = [canonicalize_name(parse_requirement(text).name) for text in rest]
-    requirements = tuple(rest) if "torch" in names else ("torch", *rest)
-    chosen = parse_backend(backend, load_catalog()) if backend else None
+    named = [] if backend is None else [backend]
+    texts = []
+    for text in what:
+        if _LIKE_A_BACKEND.fullmatch(text) or "".join(sorted(text.lower())) in _SCRAMBLED:
+            named.append(text)
+        else:
+            texts.append(_requirement(text))
+    if len(named) > 1:
+        raise RequestError(
+            f"`{named[0]}` and `{named[1]}` are two backends, and an environment has one",
+            hint="name one of them",
+        )
+    chosen = parse_backend(named[0], load_catalog()) if named else None
+    names = [canonicalize_name(parse_requirement(text).name) for text in texts]
+    requirements = tuple(texts) if "torch" in names else ("torch", *texts)
     return Request(backend=chosen, requirements=requirements)
+
+
+def _requirement(text: str) -> str:
+    """Return the requirement `text` as uv will get it, on a line of its own."""
+    if text.startswith("-"):
+        raise RequestError(
+            f"`{text}` is an option, not a requirement",
+            hint="set options in uv's or pip's configuration",
+        )
+    if _VERSION.fullmatch(text):
+        number = text.lstrip("vV")
+        raise RequestError(
+            f"`{text}` is a version without a package", hint=f"did you mean `torch=={number}`?"
+        )
+    # A line break in a marker's string would begin another line of the file that uv reads.
+    if not text.isprintable():
+        raise RequestError(
+            f"{text!r} holds a line break or another control character",
+            hint="write it as a package with an optional version, such as `torch==2.9.*`",
+        )
+    parse_requirement(text)
+    return text.strip()
+
+
+def _unknown_word(first: str, known: Sequence[str], prog: str) -> RequestError:
+    word = first.lower()
+    nearest = difflib.get_close_matches(word, known, n=1)
+    other = _OTHER_WORDS.get(word)
+    if not nearest and other is not None and other in known:
+        nearest = [other]
+    name = re.split(r"[<>=!~;\[@ ]", word)[0]
+    if not nearest and (_LIKE_A_BACKEND.fullmatch(first) or name in _PACKAGES):
+        nearest = [shlex.join(["install", first])]
+    instead = f"did you mean `{prog} {nearest[0]}`? " if nearest else ""
+    return RequestError(
+        f"`{first}` is not a word of `{prog}`", hint=f"{instead}the words are {', '.join(known)}"
+    )
+
+
+def _unknown_option(text: str, parser: _Parser, options: Sequence[str]) -> RequestError:
+    if not text.startswith("-"):
+        return RequestError(
+            f"`{parser.prog}` takes no `{text}`", hint=f"`{parser.prog} -h` shows how it is written"
+        )
+    name = text.partition("=")[0]
+    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    hint = f"`{parser.prog} -h` shows how it is written"
+    if nearest:
+        hint = f"did you mean `{nearest[0]}`? {hint}"
+    elif name == "--python":
+        hint = "a notebook works on its kernel's environment; `torchenv` in a terminal on any"
+    elif parser.prog.endswith((" plan", " install")):
+        hint = f"{hint}; set pip's and uv's own options in their configuration"
+    return RequestError(f"`{name}` is not an option of `{parser.prog}`", hint=hint)
 
 
 def _prog(*, notebook: bool) -> str:
     return "%torchenv" if notebook else "torchenv"
 
 
+def _summary(word: str, *, notebook: bool) -> str:
+    text = _SUMMARIES[word]
+    return text if notebook else text.replace(", restart the kernel,", "")
+
+
 def _subparser(word: str, *, notebook: bool) -> _Parser:
+    prog = f"{_prog(notebook=notebook)} {word}"
+    asking = word in _ASKING
+    summary = _summary(word, notebook=notebook)
     parser = _Parser(
-        prog=f"{_prog(notebook=notebook)} {word}",
-        description=f"{_SUMMARIES[word][0].upper()}{_SUMMARIES[word][1:]}.",
+        prog=prog,
+        description=f"{summary[0].upper()}{summary[1:]}.{_ASKED if asking else ''}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_WIDTH),
         add_help=False,
         allow_abbrev=False,
     )
+    parser.color = False  # type: ignore[attr-defined]  # Python 3.14 colours by default
+    usage = [prog]
     add: Any = parser.add_argument
-    if word in _ASKING:
-        add("what", nargs="*", metavar="[BACKEND] [REQUIREMENT]",
-            help="backend in uv's words (auto, cpu, cu126, rocm7.2, xpu), then packages as pip "
-            "writes them (torch==2.13.*, torchvision); without any: auto and torch")  # fmt: skip
+    if asking:
+        usage.append("[BACKEND] [REQUIREMENT ...]")
+        add("what", nargs="*", help=argparse.SUPPRESS)
     if word == "select":
+        usage.append("[--backend NAME]")
         add("--backend", dest="backend", metavar="NAME", help="same as BACKEND")
     if word in ("plan", "install"):
+        usage.append("[--yes]")
         add("--yes", action="store_true",
             help="consent to wheels from a folder or PyPI where the PyTorch index can't be "
             "reached")  # fmt: skip
     if word == "install" and notebook:
-        add("--restart", choices=("always", "auto", "never"),
-            help="always: a fresh kernel after a change; auto: only where something that "
-            "changed is loaded; never: you restart it (default: always, unless the session "
-            "holds what took work)")  # fmt: skip
+        usage.append("[--restart WHEN]")
+        add("--restart", type=_restart, metavar="WHEN",
+            help="always: a fresh kernel after a change; auto: only where something that changed "
+            "is loaded; never: you restart it (default: always, unless the session holds what "
+            "took work)")  # fmt: skip
     if not notebook:
-        if word in _READING or word == "install":
-            add("--json", action="store_true", help="print data as JSON on stdout")
-        add(
-            "--python",
-            type=Path,
-            metavar="PATH",
-            help="the interpreter to look at or install into (default: the one that runs this)",
-        )
+        usage.append("[--json]")
+        add("--json", action="store_true", help="print data as JSON on stdout")
+    if not notebook and word != "detect":
+        usage.append("[--python PATH]")
+        add("--python", type=Path, metavar="PATH",
+            help="the interpreter, or virtual environment, to look at or install into (default: "
+            "the one that runs this)")  # fmt: skip
+    usage.append("[-h]")
     add("-h", "--help", action=_Help)
+    parser.usage = _usage(usage).replace("%", "%%")
     return parser
 
 
-def _overview(*, notebook: bool) -> str:
+def _usage(parts: Sequence[str]) -> str:
+    """Return the usage, with a break between two parts where a line is full."""
+    indent = len(f"usage: {parts[0]} ")
+    text, column = parts[0], indent - 1
+    for part in parts[1:]:
+        if column + 1 + len(part) >= _WIDTH:
+            text, column = f"{text}\n{' ' * (indent - 1)}", indent - 1
+        text, column = f"{text} {part}", column + 1 + len(part)
+    return text
+
+
+def _restart(text: str) -> Restart:
+    for word in RESTARTS:
+        if text == word:
+            return word
+    nearest = difflib.get_close_matches(text.lower(), RESTARTS, n=1)
+    instead = f"did you mean `--restart={nearest[0]}`? " if nearest else ""
+    raise RequestError(
+        f"`--restart` can't be `{text}`", hint=f"{instead}it is one of {', '.join(RESTARTS)}"
+    )
+
+
+def overview(*, notebook: bool) -> str:
     prog = _prog(notebook=notebook)
     lines = ["Pick, install and prove the right PyTorch build.", ""]
     if notebook:
         lines.append(f"  {prog:<20}the picker: what is here, what fits, one button")
-    lines += [f"  {f'{prog} {word}':<20}{_SUMMARIES[word]}" for word in words_of(notebook=notebook)]
-    return "\n".join(
-        [*lines, "", f"`{prog} WORD -h` tells the rest.", "", _EXAMPLES.format(prog=prog)]
-    )
+    lines += [
+        f"  {f'{prog} {word}':<20}{_summary(word, notebook=notebook)}"
+        for word in words_of(notebook=notebook)
+    ]
+    version = "" if notebook else f", `{prog} --version` the version"
+    rest = f"`{prog} WORD -h` tells the rest{version}."
+    return "\n".join([*lines, "", rest, "", _EXAMPLES.format(prog=prog)])

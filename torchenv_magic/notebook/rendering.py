@@ -146,6 +146,8 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
     rows += [("Note", words_html(note)) for note in notes]
     if status.recovered:
         rows.append(("Repaired", words_html(status.recovered)))
+    if status.unrepaired:
+        rows.append(("Note", words_html(status.unrepaired)))
     return rows
 
 
