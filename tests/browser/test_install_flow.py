@@ -111,7 +111,7 @@ def assert_calm(page: FrontEndPage) -> None:
 def assert_verified(page: FrontEndPage, index: int, version: str) -> None:
     text = page.cell_output_text(index)
     assert "PyTorch works" in text
-    assert re.search(rf"torch {re.escape(version)}, as asked for", text)
+    assert re.search(rf"torch {re.escape(version)}(, \S+ \S+)*, as asked for", text)
     assert "a matrix product on cpu agrees with the CPU's" in text
 
 
@@ -368,27 +368,25 @@ def test_keyboard_only(stage: Callable[..., Stage], open_page: OpenPage) -> None
     assert_calm(page)
 
 
-@pytest.mark.parametrize(
-    ("field", "text", "says"),
-    [
-        ("more packages", "torch===", "`?torch===`? is not a requirement"),
-        ("more packages", "--index-url x", "is an option, not a requirement"),
-        ("torch version", "99.0", "no such version|can't be met"),
-    ],
-)
 def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
-    field: str, text: str, says: str, stage: Callable[..., Stage], open_page: OpenPage
+    stage: Callable[..., Stage], open_page: OpenPage
 ) -> None:
     here = stage()
     page = open_page(here.server, here.notebook("wrong.ipynb", LOAD, "%torchenv"))
     page.run_cell(0)
     page.run_cell(1)
     page.wait_for_output(1, "recommended")
-    page.fill(1, field, text)
+    for field, text, says in (
+        ("more packages", "torch==", "torch== is not a requirement"),
+        ("more packages", "--index-url x", "--index-url is an option, not a requirement"),
+        ("more packages", "no-such-package-at-all", "no-such-package-at-all is not on the index"),
+        ("torch version", "99.0", "no torch==99.0"),
+    ):
+        page.fill(1, field, text)
+        page.click(1, INSTALL)
+        page.wait_for_output(1, says, timeout=60)
+        assert "hint:" in page.cell_output_text(1)
+        page.fill(1, field, "")
     page.click(1, INSTALL)
-    page.wait_for_output(1, says, timeout=60)
-    assert "hint:" in page.cell_output_text(1)
-    state = page.control(1, INSTALL)
-    assert state is not None
-    assert state.enabled
+    page.wait_for_output(1, "PyTorch works", timeout=120)
     assert_calm(page)

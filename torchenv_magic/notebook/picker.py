@@ -86,7 +86,8 @@ _PICKER_STYLE = """<style>
 }
 .torchenv-picker
   :is(.jupyter-button, input, summary, .jupyter-widget-Collapse-header):focus-visible {
-  outline: 2px solid var(--jp-brand-color1, currentColor); outline-offset: 2px; box-shadow: none;
+  /* ipywidgets takes the outline of text fields away, with !important. */
+  outline: 2px solid var(--jp-brand-color1, currentColor) !important; outline-offset: 2px;
 }
 .torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
 .torchenv-picker .widget-text .widget-label { min-width: 7.6em; text-align: left; }
@@ -117,6 +118,7 @@ class Picker:
         self._restart = Restart(shell, front_end)
         self._redrawn = 0.0
         self._offer: Plan | None = None
+        self._built = threading.Event()
         self._looked = threading.Event()
         self._drawing = threading.RLock()
         # First of all: it looks while the widgets are built.
@@ -163,6 +165,7 @@ class Picker:
         self.widget = widgets.VBox([self._facts])
         self.widget.add_class("torchenv-picker")
         self._facts.value = _title("<p class='torchenv-quiet'>Looking at this machine…</p>")
+        self._built.set()
 
     def _checkbox(self, name: str) -> widgets.Checkbox:
         return widgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
@@ -212,8 +215,7 @@ class Picker:
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[None]:
         # The widgets are built in the magic's thread while the first look runs in its own.
-        while not hasattr(self, "widget"):
-            time.sleep(0.002)
+        self._built.wait()
         with self._drawing:
             yield
 
@@ -284,9 +286,10 @@ class Picker:
         return Request(backend=names.backend, requirements=tuple(texts))
 
     def _on_choice(self, _: object) -> None:
-        self._offer = None
-        if self.job is None:
+        if self.job is None and self.status is not None:
+            self._offer = None
             self._cost.value = _quiet("`Show plan` tells what this choice costs.")
+            self._idle()
 
     def _on_plan(self) -> None:
         self._begin(only_plan=True, word="Planning…")
