@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "register", "unregister"]
 
-_LINE = re.compile(r"\s*%torchenv\s(?P<rest>.*)$", re.DOTALL)
-_TAKES_BACKEND = ("list", "plan", "install")
+# At the start of a line, or as what a name gets: `plan = %torchenv plan`.
+_LINE = re.compile(r"(?:[^#'\"=]*=)?\s*%torchenv\s(?P<rest>.*)$", re.DOTALL)
 
 
 def candidates(line: str) -> tuple[str, ...] | None:
@@ -22,24 +22,35 @@ def candidates(line: str) -> tuple[str, ...] | None:
     match = _LINE.match(line)
     if match is None:
         return None
-    from torchenv_magic.builds.catalog import load_catalog
-    from torchenv_magic.words import options_of, words_of
+    from torchenv_magic.words import RESTARTS, options_of, takes_request, words_of
 
     *before, token = match["rest"].split(" ")
     before = [part for part in before if part]
-    if not before:
+    word = before[0] if before else None
+    if word is None:
         options = words_of(notebook=True)
-    elif before[0] not in words_of(notebook=True):
+    elif word not in words_of(notebook=True):
         options = ()
+    elif token.startswith("--restart=") and word == "install":
+        options = tuple(f"--restart={name}" for name in RESTARTS)
+    elif before[-1] == "--restart" and word == "install":
+        options = RESTARTS
     elif token.startswith("-"):
-        options = options_of(before[0], notebook=True)
-    elif before[0] in _TAKES_BACKEND:
-        backends = tuple(map(str, load_catalog().backends()))
-        packages = ("torch", "torchvision", "torchaudio")
-        options = ("auto", *backends, *packages) if len(before) == 1 else packages
+        options = options_of(word, notebook=True)
+    elif takes_request(word):
+        options = _asked(before[1:])
     else:
         options = ()
     return tuple(option for option in options if option.startswith(token))
+
+
+def _asked(before: list[str]) -> tuple[str, ...]:
+    from torchenv_magic.builds.catalog import load_catalog
+
+    backends = ("auto", *map(str, load_catalog().backends()))
+    packages = tuple(name for name in ("torch", "torchvision", "torchaudio") if name not in before)
+    # An environment has one backend.
+    return packages if set(backends) & set(before) else (*backends, *packages)
 
 
 def register(shell: InteractiveShell) -> None:

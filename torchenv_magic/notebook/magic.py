@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from dataclasses import dataclass
+import shlex
+import sys
+import threading
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from IPython.display import display
-from IPython.utils._process_common import arg_split
 
 from torchenv_magic.environment import read_environment
-from torchenv_magic.errors import RestartError, TorchEnvError
+from torchenv_magic.errors import (
+    InstallCancelled,
+    RequestError,
+    RestartError,
+    TorchEnvError,
+)
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.plan import Plan
+from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here
 from torchenv_magic.notebook.cells import place_verification_cell
 from torchenv_magic.notebook.front_end import FrontEnd, read_front_end
-from torchenv_magic.notebook.job import Job
+from torchenv_magic.notebook.job import Job, JobState
 from torchenv_magic.notebook.rendering import (
     message_html,
     progress_html,
@@ -29,14 +38,14 @@ from torchenv_magic.notebook.rendering import (
 from torchenv_magic.notebook.restart import Restart, RungChoice
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.selection import Selection
-from torchenv_magic.status import Status, read_status
+from torchenv_magic.status import Status, read_repaired, read_status
 from torchenv_magic.verification import Verification, verify
 from torchenv_magic.words import HelpRequested, Words, parse_words
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["run"]
+__all__ = ["run", "wants_restart"]
 
 # Often enough to look alive, seldom enough not to flood a slow connection.
 _REDRAW_SECONDS = 0.15
@@ -52,29 +61,42 @@ def run(shell: InteractiveShell, line: str) -> Any:  # noqa: ANN401  (the word's
     """
     register_formatters(shell)
     try:
-        words = parse_words(arg_split(line, posix=True), notebook=True)
+        words = parse_words(_split(line), notebook=True)
     except HelpRequested as request:
         print(request.text)  # noqa: T201  (help is text, wherever it is asked for)
         return None
     return _WORDS[words.word](shell, words)
 
 
+def _split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise RequestError(
+            f"`%torchenv {line.strip()}` can't be read: {str(error).lower()}",
+            hint='write quotation marks in pairs: `%torchenv install "torch==2.13.*"`',
+        ) from None
+
+
 def _picker(shell: InteractiveShell, words: Words) -> Status | None:
     front_end = read_front_end(shell)
-    if front_end.can_display_widgets is False:
-        status = read_status(words.request)
-        reason = "This front end shows no widgets"
-        if front_end.kind == "jupyter":
-            reason = "ipywidgets is not installed, so the picker can't be shown"
-        print(f"{reason}: `%torchenv install` does the same in words.")  # noqa: T201
-        return status
-    # ipywidgets takes a tenth of a second to import: only the picker pays for it.
-    from torchenv_magic.notebook.picker import Picker
-
-    picker = Picker(shell, front_end)
-    picker.show()
-    place_verification_cell(shell, front_end)
-    return None
+    reason = "This front end shows no widgets"
+    if front_end.can_display_widgets is not False:
+        try:
+            # ipywidgets takes a tenth of a second to import: only the picker pays for it.
+            from torchenv_magic.notebook.picker import Picker
+        except ImportError as error:
+            reason = f"ipywidgets can't be imported ({error})"
+        else:
+            picker = Picker(shell, front_end)
+            picker.show()
+            _place_verification_cell(shell, front_end)
+            return None
+    elif front_end.kind == "jupyter":
+        reason = "ipywidgets is not installed, so the picker can't be shown"
+    status = read_status(words.request)
+    print(f"{reason}: `%torchenv install` does the same in words.")  # noqa: T201
+    return status
 
 
 def _status(shell: InteractiveShell, words: Words) -> Status:  # noqa: ARG001
@@ -85,46 +107,89 @@ def _list(shell: InteractiveShell, words: Words) -> Selection:  # noqa: ARG001
     return read_status(words.request).selection
 
 
-def _plan(shell: InteractiveShell, words: Words) -> Plan | None:  # noqa: ARG001
-    status = read_status(words.request)
-    view = _View(words)
-    job = Job(status, words.request, consent=words.yes, only_plan=True).start()
-    if not _wait(job, view):
-        return None
-    if job.state.error is not None:
-        view.fail(job.state.error)
-        raise job.state.error
+def _plan(shell: InteractiveShell, words: Words) -> Plan | None:
+    view = _view(read_front_end(shell))
+    status, state = _run_job(view, words)
     view.clear()
-    return job.state.plan
+    if state.plan is None:
+        return None
+    more = (*status.selection.warnings, *filter(None, (status.recovered,)))
+    return replace(state.plan, notes=(*state.plan.notes, *more))
 
 
 def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG001
     front_end = read_front_end(shell)
-    verification = verify_here() if front_end.interactive else _verify_in_child()
-    if not verification.passed:
-        # The table first: an error shows its message only.
-        display(verification)  # type: ignore[no-untyped-call]
-        verification.raise_for_failure()
-    return verification
+    _, recovered, _ = read_repaired()
+    if recovered:
+        _view(front_end).say(recovered)
+    return _proven(verify_here() if front_end.interactive else _verify_in_child())
 
 
 def _install(shell: InteractiveShell, words: Words) -> Verification | None:
     front_end = read_front_end(shell)
     restart = Restart(shell, front_end)
-    status = read_status(words.request)
-    view = _View(words)
-    job = Job(status, words.request, consent=words.yes).start()
-    if not _wait(job, view):
-        restart.abort_queue()
-        return None
-    if job.state.error is not None:
-        view.fail(job.state.error)
-        raise job.state.error
-    result = job.state.result
+    view = _view(front_end)
+    _, state = _run_job(view, words)
+    result = state.result
     if result is None or not result.changed:
         view.clear()
         return _verify(shell, words)
-    return _Ending(shell, front_end, restart, view, result).go(words)
+    return _Ending(shell, front_end, restart, view, result, words).go()
+
+
+# ------------------------------------------------------------------------------------- the waiting
+
+
+def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
+    """Plan, or plan and install, in the cell; return what there was before, and the end.
+
+    Raises
+    ------
+    TorchEnvError
+        Whatever ended it; InstallCancelled, without a traceback, where the person interrupted it.
+    """
+    job = None
+    try:
+        status = read_status(words.request)
+        if words.word == "install":
+            view.warn(status)
+        only_plan = words.word == "plan"
+        job = Job(status, words.request, consent=words.yes, only_plan=only_plan)
+        job.start()
+        while not job.ended.wait(_REDRAW_SECONDS):
+            view.progress(job.state)
+    except KeyboardInterrupt:
+        if job is None:
+            raise _cancelled() from None
+        view.say("Stopping…")
+        _stop(job)
+    error = job.state.error
+    if job.state.cancelled:
+        view.clear()
+        # An error and not a sentence: the rest of the cell, and the cells after it, count on what
+        # was not installed.
+        raise _cancelled()
+    if isinstance(error, IndexUnreachableError) and error.offers:
+        error.hint = words.consent_hint
+    if error is not None:
+        view.fail(error, "Not installed." if words.word == "install" else "No plan.")
+        raise error
+    return status, job.state
+
+
+def _cancelled() -> InstallCancelled:
+    return InstallCancelled("Cancelled. The environment is as it was.")
+
+
+def _stop(job: Job) -> None:
+    """Wait for the end of a job that is to stop, however often the person presses Interrupt."""
+    while not job.ended.is_set():
+        with contextlib.suppress(KeyboardInterrupt):
+            job.cancel()
+            job.ended.wait()
+
+
+# -------------------------------------------------------------------------------------- the ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,43 +201,66 @@ class _Ending:
     restart: Restart
     view: _View
     result: Result
+    words: Words
 
-    def go(self, words: Words) -> Verification | None:
+    def go(self) -> Verification | None:
+        importlib.invalidate_caches()
         effects = describe_session(self.shell, self.result.changed)
-        if not wants_restart(words, self.front_end, effects):
+        if not wants_restart(self.words, self.front_end, effects):
             return self._stay(effects)
         choice = self.restart.prepare()
-        place_verification_cell(self.shell, self.front_end)
         if choice.restarts:
+            _place_verification_cell(self.shell, self.front_end)
             self._restart_kernel(choice)
             return None
-        verification = _verify_in_child()
-        self.view.show(verification, lead=f"{self.result}. {choice.tell}.")
-        self.restart.abort_queue()
-        verification.raise_for_failure()
-        return None
+        if effects.must_restart or self.words.restart == "always":
+            self._tell(choice, effects)
+            return None
+        return self._stay(effects)
 
-    def _stay(self, effects: SessionEffects) -> Verification:
-        importlib.invalidate_caches()
+    def _stay(self, effects: SessionEffects) -> Verification | None:
         if not effects.must_restart:
             self.view.say(
-                f"{self.result}. Nothing of it was loaded here, so the session goes on.",
+                f"{self.result}.{self._kept(effects)} Nothing of it was loaded here, so the "
+                "session goes on.",
                 tone="good",
             )
-            verification = verify_here() if self.front_end.interactive else _verify_in_child()
-            verification.raise_for_failure()
-            return verification
+            return _proven(verify_here() if self.front_end.interactive else _verify_in_child())
+        if not self.front_end.interactive:
+            self.view.say(f"{self.result}.", tone="good")
+            names = " and ".join(item.name for item in effects.loaded)
+            verb = "was" if len(effects.loaded) == 1 else "were"
+            raise RestartError(
+                f"{names} {verb} imported before the install replaced it: the environment is the "
+                "new one, this process still holds the old",
+                hint="put `%torchenv install` before the first import, and run the notebook again",
+            )
+        choice = self.restart.prepare()
+        if self.words.restart == "never":
+            self._tell(choice, effects)
+            return None
         self.view.say(f"{self.result}.", tone="good")
         self.restart.abort_queue()
-        names = ", ".join(item.name for item in effects.loaded)
-        hint = "put `%torchenv install` before the first import, and run it again"
-        if self.front_end.interactive:
-            hint = f"{self.restart.prepare().tell}. {effects}"
         raise RestartError(
-            f"{names} was imported before it was replaced: the environment is the new one, this "
-            "process still holds the old.",
-            hint=hint,
+            f"{effects.loaded_words}{self._kept(effects)}",
+            hint=f"save what you need; {choice.tell[0].lower()}{choice.tell[1:]}",
         )
+
+    def _kept(self, effects: SessionEffects) -> str:
+        """Return why the kernel was not restarted, where nobody said that it should not be."""
+        if self.words.restart is not None or not effects.holds_work:
+            return ""
+        return f" The kernel was not restarted: {effects.lost_words}"
+
+    def _tell(self, choice: RungChoice, effects: SessionEffects) -> None:
+        """Prove the new environment in another process, and say what to press for this one."""
+        if self.front_end.kind != "terminal":  # there it would be typed into the old process
+            _place_verification_cell(self.shell, self.front_end)
+        verification = _verify_in_child()
+        loaded = f" {effects.loaded_words}" if effects.must_restart else ""
+        self.view.show(verification, lead=f"{self.result}.{loaded} {choice.tell}.")
+        self.restart.abort_queue()
+        verification.raise_for_failure()
 
     def _restart_kernel(self, choice: RungChoice) -> None:
         self.view.say(f"{self.result}. Restarting the kernel…", tone="good")
@@ -181,7 +269,7 @@ class _Ending:
             choice,
             display_id=self.view.display_id,
             fresh_kernel_code=fresh_kernel_code(self.view.display_id, lead),
-            on_failure=self.view.fail,
+            on_failure=lambda error: self.view.fail(error, str(error)),
         )
         # Cells that wait (Run All) would run in the old process.
         self.restart.abort_queue()
@@ -191,7 +279,7 @@ def wants_restart(words: Words, front_end: FrontEnd, effects: SessionEffects) ->
     """Return whether the kernel is to be restarted after a change.
 
     By default it is, but never in a run that nobody watches, and not without being asked where the
-    session holds what took work and nothing forces it.
+    session holds what took work.
     """
     if not front_end.interactive or words.restart == "never":
         return False
@@ -202,38 +290,44 @@ def wants_restart(words: Words, front_end: FrontEnd, effects: SessionEffects) ->
     return not effects.holds_work
 
 
+def _place_verification_cell(shell: InteractiveShell, front_end: FrontEnd) -> None:
+    # A cell can run elsewhere (ipykernel 7's subshells), and only the main one's reply carries it.
+    if threading.current_thread() is threading.main_thread():
+        place_verification_cell(shell, front_end)
+
+
+def _proven(verification: Verification) -> Verification:
+    if not verification.passed:
+        # The table first: an error shows its message only.
+        display(verification)  # type: ignore[no-untyped-call]
+        verification.raise_for_failure()
+    return verification
+
+
 def _verify_in_child() -> Verification:
     environment = read_environment()
     return verify(environment, read_expectation(environment.prefix), in_process=False)
 
 
-def _wait(job: Job, view: _View) -> bool:
-    """Wait in the cell with live progress; return False where the person interrupted it."""
-    try:
-        while not job.ended.wait(_REDRAW_SECONDS):
-            view.progress(job)
-    except KeyboardInterrupt:
-        # Shown as one sentence: the traceback would only be ours.
-        job.cancel()
-        view.say("Stopping…")
-        job.ended.wait()
-    if job.state.cancelled:
-        view.say("Cancelled. The environment is as it was.")
-        return False
-    return True
+# ---------------------------------------------------------------------------------------- the view
+
+
+def _view(front_end: FrontEnd) -> _View:
+    if front_end.kind in ("terminal", "console"):
+        # In a kernel the standard output is never a terminal, but the console prints it on one.
+        return _TextView(moving=front_end.kind == "console" or sys.stdout.isatty())
+    return _View()
 
 
 class _View:
     """The one output of a word that takes a while: progress, then what became of it."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self) -> None:
         self.display_id = f"torchenv-{uuid4().hex}"
         self._shown = False
-        self._last: object = None
-        self._word = words.word
+        self._last: JobState | None = None
 
-    def progress(self, job: Job) -> None:
-        state = job.state
+    def progress(self, state: JobState) -> None:
         if state is self._last:
             return
         self._last = state
@@ -242,14 +336,18 @@ class _View:
             text += f"\n{progress_words(state.bytes)}"
         self._put(progress_html(state.message, state.bytes, state.log), text)
 
+    def warn(self, status: Status) -> None:
+        """Say what selection warns of, in outputs of their own that stay."""
+        for text in _warnings(status):
+            html = message_html(f"Warning: {text}", tone="warn")
+            bundle = {"text/html": html, "text/plain": f"warning: {text}"}
+            display(bundle, raw=True)  # type: ignore[no-untyped-call]
+
     def say(self, text: str, *, tone: str = "") -> None:
         self._put(message_html(text, tone=tone), text)
 
-    def fail(self, error: TorchEnvError) -> None:
+    def fail(self, error: TorchEnvError, text: str) -> None:
         """Leave what uv said, folded: the message itself is the cell's error."""
-        text = "Not installed." if self._word == "install" else "No plan."
-        if isinstance(error, RestartError):
-            text = str(error)
         self._put(message_html(text, detail=error.detail), text)
 
     def show(self, verification: Verification, *, lead: str) -> None:
@@ -265,6 +363,56 @@ class _View:
             bundle, raw=True, display_id=self.display_id, update=self._shown
         )
         self._shown = True
+
+
+class _TextView(_View):
+    """The same for a terminal, where an output can't be replaced: each new thing is a new line."""
+
+    def __init__(self, *, moving: bool) -> None:
+        super().__init__()
+        self._moving = moving
+        self._message = ""
+        self._columns = 0
+        """How many are taken on the line that is written over and over."""
+
+    def progress(self, state: JobState) -> None:
+        if state.message != self._message:
+            self._message = state.message
+            self.say(state.message)
+        if state.bytes is not None and self._moving and state is not self._last:
+            text = progress_words(state.bytes)[:79]
+            print(f"\r{text:<{self._columns}}", end="", flush=True)  # noqa: T201
+            self._columns = len(text)
+        self._last = state
+
+    def warn(self, status: Status) -> None:
+        for text in _warnings(status):
+            self.say(f"warning: {text}")
+
+    def say(self, text: str, *, tone: str = "") -> None:  # noqa: ARG002
+        self.clear()
+        print(text, flush=True)  # noqa: T201
+
+    def fail(self, error: TorchEnvError, text: str) -> None:
+        self.clear()
+        for line in error.detail.strip().splitlines():
+            self.say(f"  {line}")
+        self.say(text)
+
+    def show(self, verification: Verification, *, lead: str) -> None:
+        self.say(f"{lead}\n{verification}")
+
+    def clear(self) -> None:
+        if self._columns:
+            print(f"\r{'':<{self._columns}}\r", end="", flush=True)  # noqa: T201
+            self._columns = 0
+
+
+def _warnings(status: Status) -> list[str]:
+    selection = status.selection
+    # Where nothing was chosen they are the words of the error that follows.
+    warnings = selection.warnings if selection.backend is not None else ()
+    return [*warnings, *filter(None, (status.recovered,))]
 
 
 _WORDS = {
