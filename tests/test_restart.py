@@ -29,6 +29,7 @@ from nbclient import NotebookClient
 
 from tests.browser.server import Authentication
 from tests.kernels import PROJECT_ROOT, SECONDS, Kernel
+from torchenv_magic.notebook import restart_helper
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
 from torchenv_magic.notebook.own_server import Server, ask, find_owner, server_candidates
 from torchenv_magic.notebook.re_exec import launch_environment, re_exec_obstacle
@@ -848,6 +849,27 @@ def test_the_helper_is_told_nothing_that_others_can_read() -> None:
         "OPENAI_API_KEY": "t",
     }
     assert helper_environment({**kept, **dropped}) == kept
+
+
+def test_the_helper_does_not_outlive_a_kernel_that_is_shut_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restart_helper, "_ALIVE_SECONDS", 0.2)
+    results: list[bool] = []
+    with Kernel.start(tmp_path) as kernel:
+        job = Job(
+            kernel_id="",
+            connection_file=str(kernel.connection_file),
+            code="print('verifying', flush=True); __import__('time').sleep(600)",
+            display_id="shown",
+        )
+        thread = threading.Thread(
+            target=lambda: results.append(restart_helper.run_in_fresh_kernel(job))
+        )
+        thread.start()
+        kernel.wait_for(lambda message: message["content"].get("text") == "verifying\n")
+    thread.join(SECONDS)
+    assert results == [False]
 
 
 def test_a_job_survives_its_way_over_the_pipe() -> None:

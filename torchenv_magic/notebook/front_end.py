@@ -128,7 +128,7 @@ def classify(evidence: Evidence) -> FrontEnd:
     )
 
 
-def _kind(evidence: Evidence) -> tuple[FrontEndKind, str]:  # noqa: C901, PLR0911  (one return a rule)
+def _kind(evidence: Evidence) -> tuple[FrontEndKind, str]:
     variables = evidence.variables
     if evidence.platform == "emscripten":
         return "pyodide", "Python runs in the browser (emscripten)"

@@ -51,7 +51,7 @@ RESTART_SECONDS = 120.0
 FRESH_KERNEL_SECONDS = 60.0
 CODE_SECONDS = 600.0
 _ASK_AGAIN_SECONDS = 0.5
-_ALIVE_SECONDS = 5.0
+_ALIVE_SECONDS = 2.0
 
 _log = logging.getLogger("torchenv_magic.restart")
 
@@ -298,16 +298,18 @@ def run_in_fresh_kernel(job: Job) -> bool:
         if not _wait_until_ready(client, time.monotonic() + FRESH_KERNEL_SECONDS):
             _log.error("the fresh kernel gave no answer within %.0f s", FRESH_KERNEL_SECONDS)
             return False
-        outcome = _execute(client, job.code, time.monotonic() + CODE_SECONDS)
+        outcome = _execute(client, job, job.code, time.monotonic() + CODE_SECONDS)
         if outcome is None:
             return True
         _log.error("the code in the fresh kernel: %s", outcome)
-        if job.display_id is not None and _wait_until_ready(
-            client, time.monotonic() + FRESH_KERNEL_SECONDS
+        if (
+            job.display_id is not None
+            and Path(job.connection_file).exists()
+            and _wait_until_ready(client, time.monotonic() + FRESH_KERNEL_SECONDS)
         ):
             text = f"The kernel was restarted, but the verification did not run: {outcome}"
             text += "\n\nhint: run the verification cell (`%torchenv verify`)"
-            _execute(client, _display_code(job.display_id, text), time.monotonic() + 10)
+            _execute(client, job, _display_code(job.display_id, text), time.monotonic() + 10)
         return False
     finally:
         client.stop_channels()
@@ -326,7 +328,7 @@ def _wait_until_ready(client: BlockingKernelClient, deadline: float) -> bool:
     return False
 
 
-def _execute(client: BlockingKernelClient, code: str, deadline: float) -> str | None:
+def _execute(client: BlockingKernelClient, job: Job, code: str, deadline: float) -> str | None:
     """Run `code` and return None, or what went wrong.
 
     `silent` still makes the kernel say `idle` for an execution, which takes the front end's status
@@ -336,8 +338,14 @@ def _execute(client: BlockingKernelClient, code: str, deadline: float) -> str | 
         code, silent=True, store_history=False, allow_stdin=False, stop_on_error=False
     )
     later: set[str] = set()
+    rounds_without_file = 0
     while time.monotonic() < deadline:
         later.add(client.kernel_info())
+        # Who shuts a kernel down removes the file; one that starts again has it back soon.
+        exists = Path(job.connection_file).exists()
+        rounds_without_file = 0 if exists else rounds_without_file + 1
+        if rounds_without_file > 1:
+            return "the kernel was shut down"
         again = min(deadline, time.monotonic() + _ALIVE_SECONDS)
         while (left := again - time.monotonic()) > 0:
             try:
