@@ -78,7 +78,7 @@ _PICKER_STYLE = """<style>
   font-size: var(--jp-ui-font-size1, 13px);
 }
 .torchenv-picker .widget-radio-box input {
-  position: relative; top: 0.25em; flex: none; float: none; margin: 0;
+  position: relative; top: 0; flex: none; float: none; margin: 0.2em 0 0;
 }
 .torchenv-picker .jupyter-button {
   height: auto; min-height: 2.2em; margin: 0; padding: 0.3em 0.9em; line-height: 1.4;
@@ -90,7 +90,7 @@ _PICKER_STYLE = """<style>
   outline: 2px solid var(--jp-brand-color1, currentColor) !important; outline-offset: 2px;
 }
 .torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
-.torchenv-picker .widget-text .widget-label { min-width: 7.6em; text-align: left; }
+.torchenv-picker .widget-text .widget-label { min-width: 8.2em; text-align: left; }
 .torchenv-row { display: flex; flex-flow: row wrap; gap: 0.6rem 1.2rem; align-items: center; }
 .torchenv-picker .widget-hprogress { width: 100%; height: 0.75em; margin: 0; }
 .torchenv-picker .widget-hprogress .progress {
