@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.browser.fixtures", "tests.standin.fixtures"]
+pytest_plugins = ["tests.browser.fixtures", "tests.standin.fixtures", "tests.workplace"]

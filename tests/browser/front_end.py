@@ -77,9 +77,12 @@ _PANEL = """(() => {
 })()"""
 _CELL_SELECTOR = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-Cell"
 
+# JupyterLab's splash screen covers the page while it loads and at each change of the theme.
+_UNCOVERED = "document.getElementById('jupyterlab-splash') === null"
+
 _READY = f"""path => {{
   const panel = {_PANEL};
-  return document.getElementById('jupyterlab-splash') === null
+  return {_UNCOVERED}
     && panel !== null && panel.context.path === path
     && panel.context.isReady && panel.sessionContext.isReady
     && panel.sessionContext.session?.kernel?.status === 'idle'
@@ -598,7 +601,11 @@ class FrontEndPage(ABC):
 
     @_in_browser
     def kernel_status(self) -> str:
-        """Return the kernel's status (`idle`, `busy`, `starting`, …) as the front end shows it."""
+        """Return the kernel's status (`idle`, `busy`, `starting`, …) as the front end shows it.
+
+        The front end's own questions (debugger, completion, widgets) make it busy for moments, most
+        of all after opening and after a restart: to see it idle, use `wait_for_kernel`.
+        """
         status: str = self.page.evaluate(f"() => {_PANEL}.sessionContext.kernelDisplayStatus")
         return status
 
@@ -758,7 +765,7 @@ class FrontEndPage(ABC):
         name = THEME_NAMES[theme]
         self.execute_command("apputils:change-theme", {"theme": name})
         self._wait_for(
-            f"() => document.body.dataset.jpThemeName === {name!r}"
+            f"() => {_UNCOVERED} && document.body.dataset.jpThemeName === {name!r}"
             f" && document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'",
             f"theme {name}",
             DEFAULT_TIMEOUT,

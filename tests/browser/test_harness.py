@@ -166,7 +166,7 @@ def test_cells_widgets_keyboard_pictures_and_restarts(
     page = open_page(server, name, kernel_first=False)
     assert page.name == server.front_end
     assert page.execution_prompt(0) == "[ ]:"
-    assert page.kernel_status() == "idle"
+    page.wait_for_kernel("idle")
     assert page.cell_output_text(0) == ""
 
     assert page.run_cell(0) == "ok"
