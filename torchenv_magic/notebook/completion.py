@@ -40,7 +40,8 @@ def candidates(line: str) -> tuple[str, ...] | None:
     elif takes_request(word):
         options = _asked(before[1:])
     else:
-        options = ()
+        # Nothing at all would let IPython offer every name of Python.
+        options = options_of(word, notebook=True)
     return tuple(option for option in options if option.startswith(token))
 
 
