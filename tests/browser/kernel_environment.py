@@ -115,13 +115,18 @@ class KernelEnvironment:
         environment: Mapping[str, str] | None = None,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Run this environment's interpreter with `arguments`; never raises on its exit code."""
+        """Run this environment's interpreter with `arguments`; never raises on its exit code.
+
+        It runs in the environment's own directory: with `-c` and `-m` Python looks for modules in
+        the current one first, and would find the checkout's instead of the installed ones.
+        """
         return subprocess.run(
             [str(self.python), *arguments],
             capture_output=True,
             text=True,
             encoding="utf-8",
             stdin=subprocess.DEVNULL,
+            cwd=self.directory,
             env=None if environment is None else {**os.environ, **environment},
             timeout=timeout,
             check=False,
