@@ -60,9 +60,13 @@ class Workplace:
         )
 
     def run(
-        self, *arguments: str | Path, variables: Mapping[str, str] | None = None
+        self, *arguments: str | Path, variables: Mapping[str, str | None] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end with the stand-in in reach; any exit status is an answer."""
+        """Run a program to its end with the stand-in in reach; any exit status is an answer.
+
+        `variables` are set beside those of the workplace, and left out where they are None.
+        """
+        settings = {**self.variables, **(variables or {})}
         return subprocess.run(
             [str(argument) for argument in arguments],
             capture_output=True,
@@ -70,7 +74,7 @@ class Workplace:
             encoding="utf-8",
             stdin=subprocess.DEVNULL,
             cwd=self.directory,
-            env={**self.variables, **(variables or {})},
+            env={name: value for name, value in settings.items() if value is not None},
             timeout=120,
             check=False,
         )

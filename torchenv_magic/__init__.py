@@ -3,10 +3,13 @@
 In a notebook: `%load_ext torchenv_magic`, then `%torchenv`. From Python, one way through:
 
 ```
-host = detect()
-selection = select(host, Request(), interpreter=environment.interpreter)
-plan = plan(selection, environment, Request())     # asks uv; changes nothing
-result = install(plan)                             # the only step that changes anything
+from torchenv_magic import Request, detect, install, plan, read_environment, select, verify
+
+environment = read_environment(python)  # a path; None is the running interpreter
+request = Request(requirements=("torch",))
+selection = select(detect(), request, interpreter=environment.interpreter)
+prepared = plan(selection, environment, request)  # asks uv; changes nothing
+result = install(prepared)  # the only step that changes anything
 verification = verify(environment, result.expectation, in_process=False)
 ```
 """

@@ -231,7 +231,7 @@ def _print_json(data: Any) -> None:  # noqa: ANN401
 
 
 def _tell(error: TorchEnvError) -> None:
-    lines = error.detail.strip().splitlines()
+    lines = [line.rstrip() for line in error.detail.splitlines() if line.strip()]
     if len(lines) > _DETAIL_LINES:
         lines = [f"… {len(lines) - _DETAIL_LINES} lines more", *lines[-_DETAIL_LINES:]]
     for line in lines:
