@@ -1,30 +1,50 @@
-"""Carry out a plan: fetch, set the old aside, link the new, check, and put back what failed."""
+"""Carry out a plan: stage the new, rename the old aside and the new into place, check, or undo."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
+    check_target,
     installed_backend,
     read_environment,
 )
-from torchenv_magic.errors import InstallError
-from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
-from torchenv_magic.installation.failures import explain
+from torchenv_magic.errors import BusyError, InstallError
+from torchenv_magic.expectation import (
+    Expectation,
+    expectation_path,
+    read_expectation,
+    write_expectation,
+)
+from torchenv_magic.installation.footprint import missing_files
+from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan
-from torchenv_magic.installation.prefetch import check_space, lock_arguments, prefetch, written
-from torchenv_magic.installation.progress import Event, OnEvent
-from torchenv_magic.installation.transaction import Transaction, locked, missing_files, recover
-from torchenv_magic.installation.uv import Cancellation, Uv, find_uv
+from torchenv_magic.installation.progress import Event, OnEvent, guarded
+from torchenv_magic.installation.staging import check_space, stage
+from torchenv_magic.installation.transaction import (
+    Transaction,
+    has_left_overs,
+    is_interrupted,
+    recover,
+)
+from torchenv_magic.installation.uv import Cancellation, find_uv
 
-__all__ = ["Result", "install_plan", "recover_environment"]
+__all__ = ["Result", "check_switched", "install_plan", "recover_environment"]
+
+# A switch takes a tenth of a second, and a few where a container's image holds the old torch.
+_SWITCH_SECONDS = 10.0
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +77,21 @@ def recover_environment(environment: Environment) -> str | None:
 
     Raises
     ------
-    BusyError, TargetError
+    BusyError
+        An install is at its switch, and stays there.
+    InstallError
+        It can't be repaired as long as something uses the files.
     """
-    if not (environment.prefix / ".torchenv" / "journal.json").exists():
+    if not environment.writable or not has_left_overs(environment):
         return None
-    with locked(environment):
-        return recover(environment)
+    try:
+        # An install that only downloads has a folder here too, and nothing to repair.
+        with locked(environment, wait_seconds=_SWITCH_SECONDS * is_interrupted(environment)):
+            return recover(environment)
+    except BusyError:
+        if is_interrupted(environment):
+            raise
+        return None
 
 
 def install_plan(
@@ -80,10 +109,10 @@ def install_plan(
     InstallError, DiskSpaceError, BusyError, SourceError, TargetError, UvError
         Failed, and put back.
     """
-    on_event = on_event or (lambda _event: None)
+    tell = guarded(on_event)
     cancellation = cancellation or Cancellation()
     started = time.monotonic()
-    environment = read_environment(plan.python)
+    environment = _read(plan)
     if plan.nothing_to_do:
         # What is there was asked for once more: verification compares with the latest wish.
         expectation = _expectation(plan, environment)
@@ -91,92 +120,164 @@ def install_plan(
             write_expectation(environment.prefix, expectation)
         seconds = time.monotonic() - started
         return Result(changes=(), expectation=expectation, seconds=seconds)
+    check_target(environment)
     uv = find_uv()
-    check_space(plan, uv=uv)
+    cancellation.raise_if_requested()
     with locked(environment):
         recovered = recover(environment)
-        if any(not download.cached for download in plan.downloads):
-            prefetch(plan, uv=uv, on_event=on_event, cancellation=cancellation)
-        cancellation.raise_if_requested()
-        after = _switch(plan, environment, uv, on_event, cancellation)
+        if recovered is not None:
+            environment = _read(plan)
+        check_current(plan, environment)
+        check_space(plan, environment.site_packages, uv=uv)
+        with Transaction(environment) as transaction:
+            if plan.versions:
+                stage(plan, transaction.stage, uv=uv, on_event=tell, cancellation=cancellation)
+                check_staged(plan, transaction.staged_site())
+            with _nobody_else(plan, tell, cancellation):
+                # Neither pip nor a person waits for us: what was planned must still be true.
+                check_current(plan, _read(plan))
+                expectation = _switch(plan, transaction, environment, tell, cancellation)
+    tell(Event(phase="done", message="Installed"))
     return Result(
         changes=plan.changes,
-        expectation=after,
+        expectation=expectation,
         seconds=time.monotonic() - started,
         recovered=recovered,
     )
 
 
+def _read(plan: Plan) -> Environment:
+    # In process where it is ours: another interpreter takes a tenth of a second to start.
+    ours = sys.executable and Path(sys.executable) == plan.python
+    return read_environment(None if ours else plan.python)
+
+
+@contextmanager
+def _nobody_else(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Iterator[None]:
+    """Hold uv's own lock, and wait for it where a uv of somebody else works: all is staged."""
+    told = False
+    while True:
+        with uv_locked(plan.prefix) as free:
+            if free:
+                yield
+                return
+        if not told:
+            message = "Waiting for another uv that works on this environment"
+            tell(Event(phase="switch", message=message))
+            told = True
+        cancellation.raise_if_requested()
+        time.sleep(_POLL_SECONDS)
+
+
+def check_current(plan: Plan, environment: Environment) -> None:
+    """Check that the environment is still the one that the plan was made for.
+
+    Raises
+    ------
+    InstallError
+        Something was installed or removed in between.
+    """
+    for change in plan.changes:
+        # Two of one name are what a killed uv leaves: the plan replaces both.
+        found: list[str | None] = [
+            package.version for package in environment.packages if package.name == change.name
+        ]
+        if not any(_same(version, change.before) for version in found or [None]):
+            raise InstallError(
+                f"The environment has changed since the plan was made: {change.name} is "
+                f"{found[0] if found else 'missing'} now, not {change.before or 'missing'}",
+                hint="plan again",
+            )
+
+
+def check_staged(plan: Plan, site: Path) -> None:
+    """Check that all that the plan brings lies in the stage, whole.
+
+    Raises
+    ------
+    InstallError
+    """
+    missing = missing_files(site, plan.versions)
+    if missing:
+        raise InstallError(
+            f"uv did not unpack all that was planned: {'; '.join(missing[:3])}",
+            hint="run `uv cache clean torch`, then try again",
+            detail="\n".join(missing),
+        )
+
+
 def _switch(
     plan: Plan,
+    transaction: Transaction,
     environment: Environment,
-    uv: Uv,
-    on_event: OnEvent,
+    tell: OnEvent,
     cancellation: Cancellation,
 ) -> Expectation:
-    on_event(Event(phase="switch", message=f"Switching {plan.prefix}"))
-    transaction = Transaction(environment=environment)
-    incoming = [change.name for change in plan.changes if change.after is not None]
-    transaction.stash(
-        (change.name for change in plan.changes if change.before is not None), incoming=incoming
-    )
+    tell(Event(phase="switch", message=f"Switching {plan.prefix}"))
+    cancellation.raise_if_requested()
+    wish = read_expectation(environment.prefix)
     try:
-        if incoming:
-            _link(plan, uv, on_event, cancellation)
-        on_event(Event(phase="check", message="Checking that every file is there"))
-        after = read_environment(plan.python)
+        transaction.switch(
+            (change.name for change in plan.changes if change.before is not None),
+            incoming=plan.versions,
+        )
+        tell(Event(phase="check", message="Checking that every file is there"))
+        after = _read(plan)
         check_switched(plan, after)
         expectation = _expectation(plan, after)
         write_expectation(environment.prefix, expectation)
+        cancellation.raise_if_requested()
+        transaction.commit()
     except BaseException:
-        on_event(Event(phase="restore", message="Putting back what was there before"))
-        transaction.roll_back()
+        if transaction.can_roll_back:
+            tell(Event(phase="restore", message="Putting back what was there before"))
+            transaction.roll_back()
+            _restore_expectation(environment.prefix, wish)
         raise
-    transaction.commit()
-    on_event(Event(phase="done", message="Installed"))
     return expectation
 
 
-def _link(plan: Plan, uv: Uv, on_event: OnEvent, cancellation: Cancellation) -> None:
-    with written(plan.lock, plan.lock_format) as file:
-        completed = uv.run(
-            [
-                "pip",
-                "install",
-                f"--python={plan.python}",
-                # The page of an index that gives no hashes may not be cached, so it is read again.
-                *(["--offline"] if plan.lock_format == "pylock" else []),
-                *lock_arguments(plan, file),
-            ],
-            on_text=lambda text: on_event(Event(phase="switch", log=text.strip())),
-            cancellation=cancellation,
-        )
-    if completed.returncode != 0:
-        raise explain(completed, subject=f"torch for {plan.backend}")
+def _restore_expectation(prefix: Path, wish: Expectation | None) -> None:
+    if wish is None:
+        expectation_path(prefix).unlink(missing_ok=True)
+    elif read_expectation(prefix) != wish:
+        write_expectation(prefix, wish)
 
 
 def check_switched(plan: Plan, after: Environment) -> None:
-    """Raise InstallError where the environment isn't exactly what the plan promised.
+    """Check that the environment is exactly what the plan promised.
 
     uv's exit status is no proof: it is 0 where a switch did nothing.
+
+    Raises
+    ------
+    InstallError
     """
     problems = []
     for change in plan.changes:
-        package = after.installed(change.name)
-        there = package.version if package else None
-        if there != change.after:
+        found = [package for package in after.packages if package.name == change.name]
+        there = " and ".join(package.version for package in found)
+        if len(found) > 1 or not _same(there or None, change.after):
             problems.append(f"{change.name} is {there or 'missing'}, not {change.after or 'gone'}")
-    problems += missing_files(after, (c.name for c in plan.changes if c.after is not None))
+    problems += missing_files(after.site_packages, plan.versions)
     backend = installed_backend(after)
     if after.installed("torch") and backend not in (plan.backend, None):
         problems.append(f"torch is a build for {backend}, not for {plan.backend}")
     if problems:
-        message = f"The install did not do what was planned: {'; '.join(problems[:3])}."
         raise InstallError(
-            message,
+            f"The install did not do what was planned: {'; '.join(problems[:3])}",
             hint="try again; what was there before is back",
             detail="\n".join(problems),
         )
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    try:
+        return Version(one) == Version(other)
+    except InvalidVersion:
+        return one == other
 
 
 def _expectation(plan: Plan, environment: Environment) -> Expectation:

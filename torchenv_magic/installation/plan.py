@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
     InstalledPackage,
+    backend_of_torch_version,
     dependents,
     family,
     installed_backend,
@@ -34,16 +37,22 @@ else:
 __all__ = [
     "Change",
     "Download",
+    "LockedPackage",
     "Plan",
     "Question",
     "Source",
     "ask",
+    "broken_by",
     "by_importance",
     "dry_run_arguments",
+    "is_met",
+    "lock_of",
+    "looks_satisfied",
     "orphans",
     "read_changes",
     "read_lock",
     "source_arguments",
+    "unpacked_bytes",
 ]
 
 
@@ -137,7 +146,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """About how much disk the fetched packages take unpacked."""
-        return int((self.download_bytes + self.local_bytes) * UNPACKED_RATIO)
+        return sum(unpacked_bytes(i, self.backend) for i in self.downloads if not i.cached)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -186,8 +195,19 @@ class Plan:
         return "\n".join(lines)
 
 
-# Measured on torch 2.13.0+cpu: 192 MB of wheel unpack to 699 MB.
-UNPACKED_RATIO = 3.65
+def unpacked_bytes(download: Download, backend: Backend) -> int:
+    """Return about how many bytes a wheel takes on the disk; 0 where its size is unknown.
+
+    The ratios are those of the wheels on PyPI in November 2026, by their own lists of files: torch
+    2.13.0+cpu 192 MB to 699 MB, torch 2.13.0 with CUDA 13.0 527 MB to 1095 MB, its fifteen
+    nvidia-* libraries 1998 MB to 2675 MB, all else together 3.6 times.
+    """
+    ratio = 3.65
+    if download.name.startswith("nvidia-"):
+        ratio = 1.35
+    elif download.name == "torch" and backend.kind == "cuda":
+        ratio = 2.1
+    return int((download.size_bytes or 0) * ratio)
 
 
 def by_importance(changes: Iterable[Change]) -> list[Change]:
@@ -219,6 +239,9 @@ class Question:
     constraints: tuple[str, ...]
     reinstall: tuple[str, ...]
     """Installed packages that uv must not take for satisfied: their build is another one."""
+    broken: tuple[str, ...] = ()
+    """What installed packages require that is not met now: `needs212 1.0 requires torch==2.12.0`.
+    It constrains nothing, since nothing can be broken by it that isn't."""
 
 
 def ask(
@@ -236,45 +259,96 @@ def ask(
     reinstalled where its build differs. Installed packages that require a member constrain the
     resolution, else uv breaks them without a word.
 
-    `pins` (name to version) replaces the requirement of a member by one exact version.
+    `pins` (name to specifier) replaces the requirement of a member.
     """
     members = [p for p in family(environment) if p.name in FAMILY_MEMBERS]
-    asked = [Requirement(text) for text in request.requirements]
-    names = {canonicalize_name(requirement.name) for requirement in asked}
-    texts = [*request.requirements, *(p.name for p in members if p.name not in names)]
+    texts = list(request.requirements)
+    names: set[str] = {canonicalize_name(Requirement(text).name) for text in texts}
+    texts += dict.fromkeys(p.name for p in members if p.name not in names)
+    names |= (pins or {}).keys()
     if pins:
-        texts = [
-            f"{name}=={pins[name]}"
-            if (name := canonicalize_name(Requirement(text).name)) in pins
-            else text
-            for text in texts
-        ]
+        texts = [text for text in texts if canonicalize_name(Requirement(text).name) not in pins]
+        texts += [f"{name}{specifier}" for name, specifier in pins.items()]
     here = installed_backend(environment)
-    foreign = {
-        package.name
-        for package in members
-        if not package.complete or _differs(package, here, backend)
-    }
+    copies = Counter(p.name for p in members)
     # A member of another build pulls all of them along: torchvision 0.28+cu130 is content with
-    # torch 2.13.0+cu126 by its version, and crashes on import.
-    reinstall = tuple(p.name for p in members) if foreign else ()
-    constraints = [
-        text
-        for package, requirements in dependents(environment)
-        if package.name not in names
-        for text in requirements
-    ]
+    # torch 2.13.0+cu126 by its version, and crashes on import. One that is there twice, or without
+    # its list of files, is what a killed uv leaves.
+    foreign = any(
+        not p.complete or copies[p.name] > 1 or _differs(p, here, backend) for p in members
+    )
+    constraints, broken = [], []
+    for package, requirements in dependents(environment):
+        if package.name in names:
+            continue
+        for text in requirements:
+            if Requirement(text).url is not None:
+                # uv would fetch it, only to compare; whether it is met is not known before.
+                continue
+            if is_met(text, environment) is False:
+                broken.append(f"{package.name} {package.version} requires {text}")
+            else:
+                constraints.append(text)
     if exclusion:
         constraints.append(exclusion)
-    return Question(requirements=tuple(texts), constraints=tuple(constraints), reinstall=reinstall)
+    return Question(
+        requirements=tuple(texts),
+        constraints=tuple(constraints),
+        reinstall=tuple(copies) if foreign else (),
+        broken=tuple(broken),
+    )
 
 
 def _differs(package: InstalledPackage, here: Backend | None, wanted: Backend) -> bool:
-    _, _, local = package.version.partition("+")
-    if local:
-        return local != str(wanted)
-    # PyPI's wheels carry no local version; what they are is read from torch itself.
-    return here is not None and here != wanted
+    # PyPI's wheels carry no local version, and others' carry what they like: what these are is read
+    # from torch itself.
+    backend = backend_of_torch_version(package.version) or here
+    return backend is not None and backend != wanted
+
+
+def is_met(text: str, environment: Environment) -> bool | None:
+    """Return whether the installed version meets a requirement, None where none is installed."""
+    requirement = Requirement(text)
+    package = environment.installed(canonicalize_name(requirement.name))
+    if package is None:
+        return None
+    try:
+        return requirement.specifier.contains(Version(package.version), prereleases=True)
+    except InvalidVersion:
+        return None
+
+
+def looks_satisfied(question: Question, environment: Environment) -> bool:
+    """Whether it is worth asking uv without a network whether there is nothing to do."""
+    if question.reinstall:
+        return False
+    for text in question.requirements:
+        requirement = Requirement(text)
+        package = environment.installed(canonicalize_name(requirement.name))
+        applies = requirement.marker is None or requirement.marker.evaluate()
+        if applies and (
+            requirement.url is not None
+            or package is None
+            or not package.complete
+            or not is_met(text, environment)
+        ):
+            return False
+    return True
+
+
+def broken_by(changes: Iterable[Change], environment: Environment) -> tuple[str, ...]:
+    """Return what installed packages require that `changes` would break, each in words."""
+    after = {change.name: change.after for change in changes}
+    found = []
+    for package, requirements in dependents(environment):
+        for text in requirements:
+            requirement = Requirement(text)
+            version = after.get(canonicalize_name(requirement.name))
+            if version is not None and not requirement.specifier.contains(
+                version, prereleases=True
+            ):
+                found.append(f"{package.name} {package.version} requires {text}")
+    return tuple(found)
 
 
 def dry_run_arguments(
@@ -321,10 +395,11 @@ def read_changes(answer: str, environment: Environment) -> tuple[Change, ...]:
     actions: dict[str, dict[str, str]] = {}
     try:
         for entry in json.loads(answer)["changes"]:
-            name = canonicalize_name(entry["name"])
-            actions.setdefault(name, {})[entry["action"]] = entry["version"]
+            actions.setdefault(canonicalize_name(entry["name"]), {})[entry["action"]] = str(
+                Version(entry["version"])
+            )
     except (ValueError, KeyError, TypeError) as error:
-        message = "uv's answer has a form that this version of torchenv_magic does not know."
+        message = "uv's answer has a form that this version of torchenv_magic does not know"
         raise UvError(
             message, hint="run `%pip install --upgrade torchenv-magic`", detail=answer
         ) from error
@@ -342,37 +417,67 @@ def read_changes(answer: str, environment: Environment) -> tuple[Change, ...]:
 
 
 def orphans(
-    environment: Environment, changes: Iterable[Change], needed: Iterable[str]
+    environment: Environment,
+    changes: Iterable[Change],
+    needed: Iterable[str],
+    requires: Mapping[str, Iterable[str]],
 ) -> tuple[Change, ...]:
     """Return the removals of what only the old build needed: its triton, its nvidia-* libraries.
 
-    `needed` names what the new build requires, directly or not. uv leaves gigabytes of the old
-    build behind; what any package outside the family requires stays.
+    uv leaves gigabytes of the old build behind. What any package outside the family requires stays,
+    and what the old build did not bring along: it is a person's.
+
+    Parameters
+    ----------
+    needed
+        The names of all that the new build requires, directly or not.
+    requires
+        The names that each installed package requires, those of its extras too: torch has its CUDA
+        libraries from `cuda-toolkit[cublas,...]`, which says so nowhere else.
     """
+    changes = tuple(changes)
+    by_name = {package.name: package for package in environment.packages}
+    satellites = {name for name in by_name if is_satellite(name)}
+    brought = _reachable((n for n in FAMILY_MEMBERS if n in by_name), satellites, requires)
     keep: set[str] = {canonicalize_name(name) for name in needed}
     keep |= {change.name for change in changes if change.after is not None}
-    satellites = {package.name for package in environment.packages if is_satellite(package.name)}
     for package in environment.packages:
-        if package.name in FAMILY_MEMBERS or package.name in satellites:
-            continue
-        keep |= {canonicalize_name(Requirement(text).name) for text in package.requires}
+        if package.name not in FAMILY_MEMBERS and package.name not in satellites:
+            keep.update(requires.get(package.name, ()))
     # A satellite that stays keeps what it requires (nvidia-cudnn needs nvidia-cublas).
-    by_name = {package.name: package for package in environment.packages}
-    waiting: list[str] = list(keep & satellites)
-    while waiting:
-        for text in by_name[waiting.pop()].requires:
-            required = canonicalize_name(Requirement(text).name)
-            if required in satellites and required not in keep:
-                keep.add(required)
-                waiting.append(required)
+    keep |= _reachable(keep & satellites, satellites, requires)
     return tuple(
         Change(name=name, action="remove", before=by_name[name].version)
-        for name in sorted(satellites - keep)
+        for name in sorted(brought - keep)
     )
 
 
-def read_lock(text: str) -> tuple[tuple[str, str, str | None, int | None], ...]:
-    """Return (name, version, address, size in bytes) of each package of a pylock.toml.
+def _reachable(
+    names: Iterable[str], among: set[str], requires: Mapping[str, Iterable[str]]
+) -> set[str]:
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        for name in requires.get(waiting.pop(), ()):
+            if name in among and name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedPackage:
+    """One package of a lock."""
+
+    name: str
+    version: str
+    address: str | None
+    """The wheel's URL or path; None where it comes from elsewhere than a file."""
+    size_bytes: int | None
+
+
+def read_lock(text: str) -> tuple[LockedPackage, ...]:
+    """Return the packages of a pylock.toml.
 
     Raises
     ------
@@ -381,18 +486,37 @@ def read_lock(text: str) -> tuple[tuple[str, str, str | None, int | None], ...]:
     """
     try:
         packages: list[dict[str, Any]] = tomllib.loads(text).get("packages", [])
-        rows = []
+        locked = []
         for package in packages:
             files = package.get("wheels") or []
             # uv writes one wheel a package, the one it chose; without wheels there is an sdist.
             file = files[0] if files else package.get("sdist", package.get("archive", {}))
-            address = file.get("url") or file.get("path")
-            size = file.get("size")
-            name = canonicalize_name(package["name"])
-            rows.append((name, package.get("version", ""), address, size))
+            locked.append(
+                LockedPackage(
+                    name=canonicalize_name(package["name"]),
+                    version=package.get("version", ""),
+                    address=file.get("url") or file.get("path"),
+                    size_bytes=file.get("size"),
+                )
+            )
     except (tomllib.TOMLDecodeError, AttributeError, KeyError, TypeError) as error:
-        message = "uv wrote a lock that this version of torchenv_magic does not know."
+        message = "uv wrote a lock that this version of torchenv_magic does not know"
         raise UvError(
             message, hint="run `%pip install --upgrade torchenv-magic`", detail=text
         ) from error
-    return tuple(rows)
+    return tuple(locked)
+
+
+_PACKAGE = "[[packages]]"
+
+
+def lock_of(text: str, names: Iterable[str]) -> str:
+    """Return the part of a pylock.toml, as uv writes it, that is about the named packages."""
+    head, *blocks = text.split(_PACKAGE)
+    wanted = set(names)
+    kept = [
+        block
+        for block in blocks
+        if wanted & {package.name for package in read_lock(_PACKAGE + block)}
+    ]
+    return "".join([head, *(_PACKAGE + block for block in kept)])

@@ -2,24 +2,29 @@
 
 The steps, each a run of uv that leaves the environment alone:
 
-1. a dry run says what would change (uv's own resolver, the user's own configuration);
-2. its versions are compiled to a pylock, so that exactly these files are fetched and linked later,
+1. where the request looks satisfied, a dry run without a network says whether there is nothing to
+   do; else
+2. a dry run says what would change (uv's own resolver, the user's own configuration);
+3. its versions are compiled to a pylock, so that exactly these files are fetched and linked later,
    also where the index forbids caching its pages, as the PyTorch index does;
-3. an offline attempt tells whether the cache has all of it, and HEAD requests the missing sizes.
+4. an offline attempt tells whether the cache has all of it, and HEAD requests the missing sizes.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import tempfile
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -30,33 +35,39 @@ from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
+    InstalledPackage,
+    backend_of_torch_version,
     check_target,
-    dependents,
     is_satellite,
+    shown_path,
 )
 from torchenv_magic.errors import (
-    InstallCancelled,
+    PlanError,
     RequestError,
     SelectionError,
     SourceError,
+    TargetError,
     TorchEnvError,
 )
-from torchenv_magic.installation.failures import explain
+from torchenv_magic.installation.failures import explain, not_found
+from torchenv_magic.installation.locking import uv_is_locked
 from torchenv_magic.installation.plan import (
     Change,
     Download,
+    LockedPackage,
     Plan,
     Question,
     Source,
     ask,
+    broken_by,
     dry_run_arguments,
+    looks_satisfied,
     orphans,
     read_changes,
     read_lock,
     source_arguments,
 )
-from torchenv_magic.installation.prefetch import is_local, prefetch_offline
-from torchenv_magic.installation.progress import Event, OnEvent, format_bytes
+from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
 from torchenv_magic.installation.sources import (
     IndexAnswer,
     index_source,
@@ -65,14 +76,24 @@ from torchenv_magic.installation.sources import (
     wheel_folders,
     wheels_in,
 )
-from torchenv_magic.installation.uv import Cancellation, Completed, Uv, find_uv
-from torchenv_magic.selection import Request, Selection
+from torchenv_magic.installation.staging import cached_packages, is_local
+from torchenv_magic.installation.uv import (
+    Cancellation,
+    Completed,
+    Uv,
+    find_uv,
+    is_offline,
+)
+from torchenv_magic.selection import Request, Selection, parse_requirement
 
 __all__ = ["IndexUnreachableError", "check_requirements", "make_plan"]
 
-# A satisfied request is answered by uv in some 50 ms without any network: only after this does an
-# unreachable index end the resolution.
+logger = logging.getLogger(__name__)
+
+# Only after this does an unreachable index end the resolution: uv may know a way that we don't.
 _HEAD_START_SECONDS = 1.0
+# uv has just been there: its page and the sizes of its files come at once, or aren't waited for.
+_ANSWER_SECONDS = 5.0
 
 
 class IndexUnreachableError(SourceError):
@@ -97,14 +118,13 @@ def check_requirements(texts: Sequence[str]) -> tuple[str, ...]:
     """
     for text in texts:
         if text.startswith("-"):
-            message = f"`{text}` is an option, not a requirement."
+            message = f"`{text}` is an option, not a requirement"
             raise RequestError(message, hint="set options in uv's or pip's configuration")
-        try:
-            Requirement(text)
-        except InvalidRequirement as error:
-            reason = str(error).splitlines()[0]
-            message = f"`{text}` is not a requirement: {reason}."
-            raise RequestError(message, hint="write it as pip does: `torch==2.13.*`") from error
+        # PEP 508 admits any character in a URL, and uv reads a line for each requirement.
+        if not text.isprintable():
+            message = f"{text!r} has a character that can't be in a requirement"
+            raise RequestError(message, hint="write one requirement at a time")
+        parse_requirement(text)
     return tuple(texts)
 
 
@@ -136,6 +156,7 @@ def make_plan(
         message = f"No build of PyTorch fits: {' '.join(selection.warnings) or selection.reason}"
         raise SelectionError(message, hint="see `%torchenv list` for every build and its reason")
     check_requirements(request.requirements)
+    wish = Cancellation()
     planner = _Planner(
         uv=find_uv(),
         environment=environment,
@@ -143,47 +164,16 @@ def make_plan(
         backend=selection.backend,
         reason=selection.reason,
         exclusion=selection.exclusion,
-        on_event=on_event or (lambda _event: None),
-        cancellation=cancellation or Cancellation(),
+        on_event=guarded(on_event),
+        cancellation=wish,
     )
-    try:
-        return planner.from_index()
-    except IndexUnreachableError as error:
-        offers = planner.offers()
-        if consent and offers:
-            return replace(
-                offers[0],
-                notes=(
-                    *offers[0].notes,
-                    f"{error.message} Used with your consent: {offers[0].source}.",
-                ),
-            )
-        raise _with_offers(error, offers, selection.backend) from error
-
-
-def _with_offers(
-    error: IndexUnreachableError, offers: tuple[Plan, ...], backend: Backend
-) -> IndexUnreachableError:
-    if not offers:
-        hint = "check the connection or HTTPS_PROXY, or name a folder of wheels in UV_FIND_LINKS"
-        return IndexUnreachableError(error.message, hint=hint, detail=error.detail)
-    offer = offers[0]
-    costs = [
-        f"{format_bytes(size)} {what}"
-        for size, what in (
-            (offer.local_bytes, "in the folder"),
-            (offer.download_bytes, "to download"),
-        )
-        if size
-    ]
-    cost = " and ".join(costs) or "nothing to download"
-    version = offer.versions.get("torch", "")
-    message = (
-        f"{error.message} {str(offer.source)[0].upper()}{str(offer.source)[1:]} has torch "
-        f"{version}, which fits ({cost})."
-    )
-    hint = f"`%torchenv install {backend} --yes` uses it"
-    return IndexUnreachableError(message, offers=offers, hint=hint, detail=error.detail)
+    with (cancellation or Cancellation()).stops(wish.cancel):
+        try:
+            return planner.plan(consent=consent)
+        except BaseException:
+            # What runs beside this thread ends with it.
+            wish.cancel()
+            raise
 
 
 class _Planner:
@@ -210,110 +200,230 @@ class _Planner:
         self.exclusion = exclusion
         self.on_event = on_event
         self.cancellation = cancellation
+        self.offline = is_offline(os.environ)
         self.subject = f"{' '.join(request.requirements)} for {backend}"
+        self.question = ask(request, environment, backend, exclusion=exclusion)
 
-    def from_index(self) -> Plan:
-        """Return the plan from the PyTorch index; raise IndexUnreachableError where it is away."""
+    def plan(self, *, consent: bool) -> Plan:
+        """Return the plan from the index or, with consent, from where else the wheels are."""
+        self._say_who_works_here()
         source = index_source(self.backend)
+        if looks_satisfied(self.question, self.environment):
+            completed = self._dry_run(self.question, source, "--offline")
+            if completed.returncode == 0 and not self._changes(completed):
+                return self._plan(source, ())
+        try:
+            return self.from_index(source)
+        except SourceError as error:
+            self.cancellation.raise_if_requested()
+            offers = self.offers()
+            if not offers:
+                raise
+            if not consent:
+                raise _with_offers(error, offers, self.backend) from error
+            note = f"{error.message}. Used with your consent: {offers[0].source}."
+            return replace(offers[0], notes=(*offers[0].notes, note))
+
+    def _say_who_works_here(self) -> None:
+        if uv_is_locked(self.environment.prefix):
+            message = "Waiting for another uv that works on this environment"
+            self.on_event(Event(phase="resolve", message=message))
+
+    # ------------------------------------------------------------------------------- the index
+
+    def from_index(self, source: Source) -> Plan:
+        """Return the plan from the PyTorch index.
+
+        Raises
+        ------
+        SourceError
+            The index is away, refuses, or breaks off.
+        """
         self.on_event(Event(phase="resolve", message=f"Asking {source} what would change"))
-        question = ask(self.request, self.environment, self.backend, exclusion=self.exclusion)
         # The probe only ever ends a resolution that can't succeed, so it has a wish of its own.
         attempt = Cancellation()
         finished = threading.Event()
-        with ThreadPoolExecutor(max_workers=1) as pool, self.cancellation.stops(attempt.cancel):
-            probe = pool.submit(probe_index, source)
 
-            def stop_early(done: Future[IndexAnswer]) -> None:
-                if done.result().state == "unreachable":
-                    finished.wait(_HEAD_START_SECONDS)
-                    if not finished.is_set():
-                        attempt.cancel()
+        def ask_once() -> IndexAnswer:
+            answer = probe_index(source)
+            if (
+                answer.state == "unreachable"
+                and not self._asks_for_addresses()
+                and not finished.wait(_HEAD_START_SECONDS)
+            ):
+                attempt.cancel()
+            return answer
 
-            probe.add_done_callback(stop_early)
+        probe = None if self.offline else _beside(ask_once)
+        with self.cancellation.stops(attempt.cancel):
             try:
-                completed = self._dry_run(question, source, attempt)
-            except InstallCancelled:
+                completed = self._dry_run(self.question, source, wish=attempt)
+            except TorchEnvError:
                 self.cancellation.raise_if_requested()
+                if probe is None or not attempt.requested:
+                    raise
                 raise self._unreachable(probe.result().detail) from None
             finally:
                 finished.set()
-            if completed.returncode == 0 and not (changes := self._changes(completed)):
-                return self._plan(source, ())
-            answer = probe.result()
         if completed.returncode != 0:
-            if answer.state == "unreachable":
-                raise self._unreachable(answer.detail)
-            raise self._explain(completed, question)
+            raise self._failed(completed, probe)
+        changes = self._changes(completed)
+        if not changes:
+            return self._plan(source, ())
+        answer = self._answer_of(probe)
         torch = next((c.after for c in changes if c.name == "torch"), None)
         hashed = torch is None or not answer.lacks_hashes(torch)
         return self._finish(source, changes, "pylock" if hashed else "requirements")
 
+    def _asks_for_addresses(self) -> bool:
+        return any(Requirement(text).url is not None for text in self.request.requirements)
+
+    def _answer_of(self, probe: Future[IndexAnswer] | None) -> IndexAnswer:
+        """Return what the probe said, if it says so within a time that nobody notices."""
+        if probe is not None:
+            come = threading.Event()
+            probe.add_done_callback(lambda _: come.set())
+            with self.cancellation.stops(come.set):
+                if come.wait(_ANSWER_SECONDS) and probe.done() and probe.exception() is None:
+                    return probe.result()
+        self.cancellation.raise_if_requested()
+        return IndexAnswer(state="unknown")
+
+    def _failed(self, completed: Completed, probe: Future[IndexAnswer] | None) -> TorchEnvError:
+        """Return why the index's resolution failed, with what only the probe knows."""
+        error = self._explain(completed, self.question, index_source(self.backend))
+        answer = self._answer_of(probe)
+        if answer.state == "unreachable" and isinstance(error, SourceError):
+            return self._unreachable(answer.detail)
+        if answer.state == "refused" and not_found(completed) == "torch":
+            # uv takes 403 and 404 for an index that doesn't have the package.
+            return SourceError(
+                f"The PyTorch index answers {answer.detail} for {self.backend}",
+                hint="check that download.pytorch.org may be reached from here, or choose another "
+                "backend (`%torchenv list`)",
+                detail=error.detail,
+            )
+        return error
+
+    def _unreachable(self, detail: str) -> IndexUnreachableError:
+        return IndexUnreachableError(
+            "The PyTorch index (download.pytorch.org) can't be reached from here",
+            hint="check the connection or HTTPS_PROXY, or name a folder of wheels in UV_FIND_LINKS",
+            detail=detail,
+        )
+
+    # ---------------------------------------------------------------------------- from elsewhere
+
     def offers(self) -> tuple[Plan, ...]:
         """Return plans from wheel folders, then from PyPI's own wheel, that fit the choice."""
-        plans = []
-        for folder in wheel_folders(prefix=self.environment.prefix):
-            offer = wheels_in(folder, self.request, self.backend, self.environment.interpreter)
+        return (*self._folder_offers(), *self._pypi_offers())
+
+    def _folder_offers(self) -> Iterable[Plan]:
+        directory = None
+        with suppress(OSError):
+            directory = Path.cwd()
+        installed = {p.name for p in self.environment.packages} & {*FAMILY_MEMBERS}
+        for folder in wheel_folders(prefix=self.environment.prefix, directory=directory):
+            offer = wheels_in(
+                folder,
+                self.request,
+                self.backend,
+                self.environment.interpreter,
+                also=sorted(installed) if self.question.reinstall else (),
+                exclusion=self.exclusion,
+            )
             if offer is None or offer.missing:
                 continue
             source = Source(kind="folder", location=str(folder))
-            plans.append(self._offer(source, dict(offer.pins)))
-        if version := self._version_on_pypi():
-            source = Source(kind="pypi", location="PyPI")
-            plans.append(self._offer(source, {"torch": str(version)}))
-        return tuple(plan for plan in plans if plan is not None)
+            pins = {name: f"=={version}" for name, version in offer.pins}
+            plan = self._offer(source, pins)
+            if plan is not None and self._is_of_one_build(plan):
+                yield plan
 
-    def _version_on_pypi(self) -> Version | None:
-        """Return the newest torch whose one build on PyPI is the chosen backend."""
-        specifier = SpecifierSet(self.exclusion.removeprefix("torch") if self.exclusion else "")
-        for text in self.request.requirements:
+    def _is_of_one_build(self, plan: Plan) -> bool:
+        """Whether no member comes from PyPI, in another build, beside those of the folder."""
+        return all(
+            backend_of_torch_version(version) == self.backend
+            or (backend_of_torch_version(version) is None and self.backend.kind == "cpu")
+            for name, version in plan.versions.items()
+            if name in FAMILY_MEMBERS and name != "torch"
+        )
+
+    def _pypi_offers(self) -> Iterable[Plan]:
+        """Return the newest torch that PyPI really has and whose one build is the chosen one."""
+        catalog = load_catalog()
+        platform = read_platform(environ=os.environ).wheel_platform
+        python_tag = self.environment.interpreter.tag
+        versions = catalog.pypi_versions(platform, python_tag)
+        fitting = [v for v in versions if catalog.pypi_default(v, platform) == self.backend]
+        if not fitting:
+            return
+        # Not one version, since an index can lag behind the catalog, but each that is known to fit.
+        specifier = SpecifierSet(f">={min(fitting)},<={max(fitting)}")
+        specifier &= SpecifierSet(",".join(f"!={v}" for v in versions if v not in fitting))
+        source = Source(kind="pypi", location="PyPI")
+        plan = self._offer(source, {"torch": str(specifier & self._torch_specifier())})
+        torch = plan.versions.get("torch") if plan is not None else None
+        if plan is not None and (torch is None or Version(torch) in fitting):
+            yield plan
+
+    def _torch_specifier(self) -> SpecifierSet:
+        specifier = SpecifierSet()
+        for text in (*self.request.requirements, *([self.exclusion] if self.exclusion else [])):
             requirement = Requirement(text)
             if canonicalize_name(requirement.name) == "torch":
                 specifier &= requirement.specifier
-        catalog = load_catalog()
-        platform = read_platform(environ=os.environ).wheel_platform
-        return next(
-            (
-                version
-                for version in catalog.pypi_versions(platform, self.environment.interpreter.tag)
-                if specifier.contains(version)
-                and catalog.pypi_default(version, platform) == self.backend
-            ),
-            None,
-        )
+        return specifier
 
-    def _offer(self, source: Source, pins: dict[str, str]) -> Plan | None:
+    def _offer(self, source: Source, pins: Mapping[str, str]) -> Plan | None:
         question = ask(
             self.request, self.environment, self.backend, exclusion=self.exclusion, pins=pins
         )
-        try:
-            completed = self._dry_run(question, source, self.cancellation)
-            if completed.returncode != 0:
-                raise self._explain(completed, question)
-            return self._finish(source, self._changes(completed), "pylock")
-        except InstallCancelled:
-            raise
-        except TorchEnvError as error:
-            # An offer that does not work is no offer; why stands in the log.
-            self.on_event(Event(phase="resolve", log=f"{source}: {error.message}"))
-            return None
+        # What is not in the folder may be in uv's cache, where PyPI is away as well.
+        for options in ((), ("--offline",)):
+            try:
+                completed = self._dry_run(question, source, *options)
+                if completed.returncode != 0:
+                    raise self._explain(completed, question, source)
+                plan = self._finish(source, self._changes(completed), "pylock", *options)
+            except SourceError as error:
+                self._decline(source, error)
+            except TorchEnvError as error:
+                self._decline(source, error)
+                return None
+            else:
+                usable = not options or all(d.cached or d.local for d in plan.downloads)
+                return plan if usable else None
+        return None
 
-    def _dry_run(self, question: Question, source: Source, wish: Cancellation) -> Completed:
+    def _decline(self, source: Source, error: TorchEnvError) -> None:
+        """Say in the log why an offer is none."""
+        self.cancellation.raise_if_requested()
+        self.on_event(Event(phase="resolve", log=f"{source}: {error.message}"))
+
+    # --------------------------------------------------------------------------------- the steps
+
+    def _dry_run(
+        self,
+        question: Question,
+        source: Source,
+        *options: str,
+        wish: Cancellation | None = None,
+    ) -> Completed:
         with tempfile.TemporaryDirectory(prefix="torchenv-") as folder:
             requirements = Path(folder, "requirements.txt")
             constraints = Path(folder, "constraints.txt")
             requirements.write_text("\n".join(question.requirements), encoding="utf-8")
             constraints.write_text("\n".join(question.constraints), encoding="utf-8")
-            return self._run(
-                dry_run_arguments(
-                    question,
-                    python=self.python,
-                    backend=self.backend,
-                    source=source,
-                    requirements_file=requirements,
-                    constraints_file=constraints,
-                ),
-                wish,
+            arguments = dry_run_arguments(
+                question,
+                python=self.python,
+                backend=self.backend,
+                source=source,
+                requirements_file=requirements,
+                constraints_file=constraints,
             )
+            return self._run([*arguments, *options], wish=wish, source=source)
 
     def _changes(self, completed: Completed) -> tuple[Change, ...]:
         return read_changes(completed.stdout, self.environment)
@@ -323,43 +433,126 @@ class _Planner:
         source: Source,
         changes: tuple[Change, ...],
         lock_format: Literal["pylock", "requirements"],
+        *options: str,
     ) -> Plan:
-        pins = "".join(f"{c.name}=={c.after}\n" for c in changes if c.after is not None)
-        switched = any(c.name == "torch" and c.before for c in changes)
-        if switched and any(is_satellite(p.name) for p in self.environment.packages):
-            changes += orphans(self.environment, changes, self._needed(source, changes))
+        self._check_replaceable(changes)
+        self._check_build(source, changes)
+        needed: Future[tuple[str, ...] | None] | None = None
+        if any(c.name == "torch" and c.before for c in changes) and any(
+            is_satellite(p.name) for p in self.environment.packages
+        ):
+            needed = _beside(lambda: self._needed(source, changes, *options))
+        pins = self._pins(changes)
         if lock_format == "requirements":
-            unknown = tuple(
+            lock = pins
+            downloads = tuple(
                 Download(name=c.name, version=c.after, size_bytes=None)
                 for c in changes
                 if c.after is not None
             )
-            return self._plan(source, changes, unknown, pins, lock_format)
-        lock = self._compile(source, pins, "--no-deps", "--format=pylock.toml")
-        rows = read_lock(lock)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            asked = pool.submit(sizes, [a for _, _, a, size in rows if a and size is None])
-            cached = prefetch_offline(self.uv, self.python, lock, rows, self.cancellation)
-            known = asked.result()
-        downloads = tuple(
-            Download(
-                name=name,
-                version=version,
-                size_bytes=size if size is not None else known.get(address or ""),
-                cached=cached,
-                local=is_local(address),
-            )
-            for name, version, address, size in rows
-        )
+        else:
+            lock = self._compile(source, pins, "--no-deps", "--format=pylock.toml", *options)
+            downloads = self._downloads(lock, read_lock(lock))
+        if needed is not None:
+            changes += self._orphans(changes, needed.result())
         return self._plan(source, changes, downloads, lock, lock_format)
 
-    def _needed(self, source: Source, changes: tuple[Change, ...]) -> list[str]:
-        """Return the names of all that the family's new members require, directly or not."""
-        members = "".join(
-            f"{c.name}=={c.after}\n" for c in changes if c.name in FAMILY_MEMBERS and c.after
+    def _pins(self, changes: Iterable[Change]) -> str:
+        addresses: dict[str, str] = {
+            canonicalize_name(requirement.name): f"{requirement.name} @ {requirement.url}"
+            for requirement in map(Requirement, self.request.requirements)
+            if requirement.url is not None
+        }
+        return "".join(
+            f"{addresses.get(c.name) or f'{c.name}=={c.after}'}\n"
+            for c in changes
+            if c.after is not None
         )
-        listing = self._compile(source, members, "--no-annotate")
-        return [line.partition("==")[0] for line in listing.splitlines() if "==" in line]
+
+    def _downloads(self, lock: str, packages: Sequence[LockedPackage]) -> tuple[Download, ...]:
+        unknown = [p.address for p in packages if p.address and p.size_bytes is None]
+        asked: Future[dict[str, int]] | None = None
+        if unknown and not (self.offline and not all(map(is_local, unknown))):
+            asked = _beside(lambda: sizes(unknown))
+        cached = cached_packages(self.uv, self.python, lock, packages, self.cancellation)
+        known: dict[str, int] = {}
+        if asked is not None:
+            come = threading.Event()
+            asked.add_done_callback(lambda _: come.set())
+            with self.cancellation.stops(come.set):
+                come.wait(_ANSWER_SECONDS)
+            self.cancellation.raise_if_requested()
+            known = asked.result() if asked.done() else {}
+        return tuple(
+            Download(
+                name=package.name,
+                version=package.version,
+                size_bytes=known.get(package.address or "")
+                if package.size_bytes is None
+                else package.size_bytes,
+                cached=package.name in cached,
+                local=is_local(package.address),
+            )
+            for package in packages
+        )
+
+    def _check_replaceable(self, changes: Iterable[Change]) -> None:
+        """Refuse to replace what only its own installer can replace."""
+        touched = {change.name for change in changes if change.before is not None}
+        for package in self.environment.packages:
+            if package.name not in touched or package.metadata_directory is None:
+                continue
+            if package.installer == "conda":
+                raise TargetError(
+                    f"{package.name} {package.version} was installed by conda, which would not "
+                    "know that it was replaced",
+                    hint=f"run `conda remove --force {package.name}` first, or use an environment "
+                    "of your own",
+                )
+            if package.metadata_directory.suffix == ".egg-info":
+                raise TargetError(
+                    f"{package.name} {package.version} was installed without a list of its files, "
+                    "so it can't be replaced",
+                    hint=f"remove it by hand (`{shown_path(package.metadata_directory)}`), or use "
+                    "an environment of your own",
+                )
+
+    def _check_build(self, source: Source, changes: Iterable[Change]) -> None:
+        """Refuse a torch of another build than the chosen one: its address was asked for."""
+        torch = next((c.after for c in changes if c.name == "torch" and c.after), None)
+        build = backend_of_torch_version(torch) if torch else None
+        if build is not None and build != self.backend:
+            raise PlanError(
+                f"torch {torch} from {source} is a build for {build}, not for {self.backend}",
+                hint=f"choose {build}, or leave the address out",
+            )
+
+    def _orphans(
+        self, changes: tuple[Change, ...], needed: tuple[str, ...] | None
+    ) -> tuple[Change, ...]:
+        if needed is None:
+            return ()
+        requires = {p.name: _required_names(p) for p in self.environment.packages}
+        found = orphans(self.environment, changes, needed, requires)
+        self._check_replaceable(found)
+        return found
+
+    def _needed(
+        self, source: Source, changes: Iterable[Change], *options: str
+    ) -> tuple[str, ...] | None:
+        """Return the names of all that the family's new members require, directly or not.
+
+        None where that can't be found out: then nothing of the old build is removed.
+        """
+        members = self._pins(c for c in changes if c.name in FAMILY_MEMBERS)
+        try:
+            listing = self._compile(source, members, "--no-annotate", *options)
+        except TorchEnvError as error:
+            self.cancellation.raise_if_requested()
+            logger.info("what the new build needs is not known: %s", error.message)
+            return None
+        names = (re.match(r"[A-Za-z0-9._-]+", line) for line in listing.splitlines())
+        return tuple(canonicalize_name(match[0]) for match in names if match)
 
     def _compile(self, source: Source, pins: str, *options: str) -> str:
         completed = self._run(
@@ -373,8 +566,8 @@ class _Planner:
                 *source_arguments(source, self.backend),
                 *options,
             ],
-            self.cancellation,
             stdin=pins,
+            source=source,
         )
         if completed.returncode != 0:
             raise self._explain(completed)
@@ -388,6 +581,7 @@ class _Planner:
         lock: str = "",
         lock_format: Literal["pylock", "requirements"] = "pylock",
     ) -> Plan:
+        broken = [f"{text}, which is not met now either" for text in self.question.broken]
         return Plan(
             request=self.request,
             backend=self.backend,
@@ -399,25 +593,108 @@ class _Planner:
             downloads=downloads,
             lock=lock,
             lock_format=lock_format,
+            notes=tuple(broken),
         )
 
-    def _run(self, arguments: list[str], wish: Cancellation, stdin: str | None = None) -> Completed:
+    def _run(
+        self,
+        arguments: list[str],
+        *,
+        source: Source,
+        wish: Cancellation | None = None,
+        stdin: str | None = None,
+    ) -> Completed:
         def log(text: str) -> None:
             for line in text.splitlines():
-                if line.strip() and not line.startswith("DEBUG"):
+                if line.strip():
                     self.on_event(Event(phase="resolve", log=line))
 
-        return self.uv.run(arguments, stdin=stdin, cancellation=wish, on_text=log)
+        environ = dict(os.environ)
+        if source.kind != "index":
+            # The folder that was found to fit, and no other; and for PyPI's own wheel none at all.
+            environ.pop("UV_FIND_LINKS", None)
+            # An offer is a second try: where there is no network at all, it should say so soon.
+            environ.setdefault("UV_HTTP_RETRIES", "1")
+        return self.uv.run(
+            arguments,
+            environ=environ,
+            stdin=stdin,
+            cancellation=wish or self.cancellation,
+            on_text=log,
+        )
 
-    def _explain(self, completed: Completed, question: Question | None = None) -> TorchEnvError:
-        names: tuple[str, ...] = ()
-        if question is not None and question.constraints:
-            names = tuple(
-                f"{package.name} {package.version} requires {', '.join(texts)}"
-                for package, texts in dependents(self.environment)
+    def _explain(
+        self,
+        completed: Completed,
+        question: Question | None = None,
+        source: Source | None = None,
+    ) -> TorchEnvError:
+        """Return the error; where installed packages are in the way, with their names."""
+        error = explain(completed, subject=self.subject)
+        if question is None or source is None or not question.constraints:
+            return error
+        if type(error) is SourceError or not isinstance(error, PlanError):
+            return error
+        # Without them it would work? Then they are the reason, and it is told which.
+        ours = tuple(text for text in question.constraints if text == self.exclusion)
+        free = self._dry_run(replace(question, constraints=ours), source)
+        if free.returncode != 0:
+            return error
+        reasons = broken_by(self._changes(free), self.environment)
+        return explain(completed, subject=self.subject, constrained_by=reasons)
+
+
+def _with_offers(
+    error: SourceError, offers: tuple[Plan, ...], backend: Backend
+) -> IndexUnreachableError:
+    offer = offers[0]
+    costs = [
+        f"{format_bytes(size)} {what}"
+        for size, what in (
+            (offer.local_bytes, "in the folder"),
+            (offer.download_bytes, "to download"),
+        )
+        if size
+    ]
+    cost = " and ".join(costs) or "nothing to download"
+    version = offer.versions.get("torch", "")
+    place = str(offer.source)
+    message = (
+        f"{error.message}. {place[0].upper()}{place[1:]} has torch {version}, which fits ({cost})"
+    )
+    hint = f"`%torchenv install {backend} --yes` uses it"
+    return IndexUnreachableError(message, offers=offers, hint=hint, detail=error.detail)
+
+
+def _required_names(package: InstalledPackage) -> tuple[str, ...]:
+    """Return the names of all that a package may require, with any extra."""
+    if package.metadata_directory is None:
+        return ()
+    file = package.metadata_directory
+    for name in ("METADATA", "PKG-INFO"):
+        with suppress(OSError):
+            text = (file / name).read_text(encoding="utf-8", errors="replace")
+            found = re.findall(
+                r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)",
+                text.partition("\n\n")[0],
+                re.MULTILINE | re.IGNORECASE,
             )
-        return explain(completed, subject=self.subject, constrained_by=names)
+            return tuple(map(canonicalize_name, found))
+    return ()
 
-    def _unreachable(self, detail: str) -> IndexUnreachableError:
-        message = "The PyTorch index (download.pytorch.org) can't be reached from here."
-        return IndexUnreachableError(message, detail=detail)
+
+Found = TypeVar("Found")
+
+
+def _beside(function: Callable[[], Found]) -> Future[Found]:
+    """Run `function` in a thread that nobody has to wait for, also not the end of the program."""
+    future: Future[Found] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["BarReader", "Bytes", "Event", "OnEvent", "Phase", "format_bytes"]
+from packaging.utils import canonicalize_name
+
+__all__ = ["BarReader", "Bytes", "Event", "OnEvent", "Phase", "format_bytes", "guarded"]
+
+logger = logging.getLogger(__name__)
 
 Phase = Literal["resolve", "download", "switch", "check", "restore", "done"]
 
@@ -49,6 +54,20 @@ class Event:
 OnEvent = Callable[[Event], None]
 
 
+def guarded(on_event: OnEvent | None) -> OnEvent:
+    """Return a listener whose failure is logged: a view that fails must not stop an install."""
+
+    def tell(event: Event) -> None:
+        if on_event is None:
+            return
+        try:
+            on_event(event)
+        except Exception:
+            logger.exception("a listener failed at %s", event)
+
+    return tell
+
+
 def format_bytes(count: float) -> str:
     """Return a size in decimal units, as disks and networks are sold: `191.8 MB`.
 
@@ -73,14 +92,17 @@ def _format_seconds(seconds: float) -> str:
 # Seen on a pty with TERM=xterm in uv 0.9.5, 0.12.10 and 0.13.9:
 #   torch                ------------------------------ 2.87 MiB/182.91 MiB
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_CUT_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*)?$")
 _BAR = re.compile(
     r"([A-Za-z0-9][\w.-]*)\s+-{30}\s+([\d.]+) ?(B|KiB|MiB|GiB)/([\d.]+) ?(B|KiB|MiB|GiB)"
 )
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# indicatif redraws every active bar about twenty times a second: one that is not drawn any more
-# has ended, though its last frame may have said 99 %.
+# indicatif redraws every active bar about twenty times a second: one that is not drawn while
+# others are has ended, though its last frame may have said 99 %.
 _GONE_SECONDS = 0.5
 _RATE_SECONDS = 5.0
+# A name of 20 characters and a bar with its numbers take 80; what is older can't be half a bar.
+_LONGEST_BAR = 200
 
 
 @dataclass(slots=True)
@@ -90,6 +112,9 @@ class BarReader:
     Feed it the raw text as it comes; it keeps the tail that may be half a frame.
     """
 
+    expected: Mapping[str, int] = field(default_factory=dict)
+    """Normalized name to size in bytes of what will be fetched, as far as known: so the total
+    stands from the first frame on. What uv draws beside it is counted too."""
     clock: Callable[[], float] = time.monotonic
     _tail: str = ""
     _bars: dict[str, tuple[int, int, float]] = field(default_factory=dict)
@@ -98,48 +123,58 @@ class BarReader:
     def feed(self, text: str) -> Bytes | None:
         """Return how far all downloads are after `text`, or None where it drew no bar."""
         now = self.clock()
-        content = self._tail + _ESCAPE.sub("", text)
+        raw = self._tail + text
+        cut = _CUT_ESCAPE.search(raw)
+        whole, rest = (raw[: cut.start()], raw[cut.start() :]) if cut else (raw, "")
+        content = _ESCAPE.sub("", whole)
         end = 0
+        drawn = False
         for match in _BAR.finditer(content):
-            total = int(float(match[4]) * _UNITS[match[5]])
-            done = min(int(float(match[2]) * _UNITS[match[3]]), total)
             end = match.end()
+            shown = int(float(match[4]) * _UNITS[match[5]])
             # The first frame of a download says 0/0.
-            if total:
-                self._bars[match[1]] = (done, total, now)
-        # A bar is shorter than this; an escape sequence cut in two stays whole in the raw text.
-        self._tail = content[max(end, len(content) - 200) :]
-        if not end or not self._bars:
-            return None
-        return self._bytes(now)
+            if not shown:
+                continue
+            drawn = True
+            name = canonicalize_name(match[1])
+            total = self.expected.get(name, shown)
+            done = int(float(match[2]) * _UNITS[match[3]])
+            self._bars[name] = (total if done >= shown else min(done, total), total, now)
+        self._tail = content[max(end, len(content) - _LONGEST_BAR) :] + rest
+        return self._bytes(now) if drawn else None
 
     def finish(self) -> Bytes | None:
         """Return the end of all downloads, once uv has said that they are prepared."""
-        if not self._bars:
+        names = {**self.expected, **{name: total for name, (_, total, _) in self._bars.items()}}
+        if not names:
             return None
         now = self.clock()
-        self._bars = {name: (total, total, now) for name, (_, total, _) in self._bars.items()}
+        self._bars = {name: (total, total, now) for name, total in names.items()}
         return self._bytes(now)
 
     def _bytes(self, now: float) -> Bytes:
         packages = []
         for name, (done, total, seen) in self._bars.items():
-            ended = now - seen > _GONE_SECONDS and done > 0.9 * total
+            ended = now - seen > _GONE_SECONDS
             packages.append((name, total if ended else done, total))
+        waiting = sum(size for name, size in self.expected.items() if name not in self._bars)
         done = sum(package[1] for package in packages)
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SECONDS:
-            self._samples.pop(0)
-        start, before = self._samples[0]
-        # uv starts a broken download again from nothing: then the rate is not known for a while.
-        if done < before:
-            self._samples = [(now, done)]
-        rate = (done - before) / (now - start) if now - start > 1 and done > before else None
         return Bytes(
             done=done,
-            total=sum(package[2] for package in packages),
-            per_second=rate,
+            total=sum(package[2] for package in packages) + waiting,
+            per_second=self._rate(now, done),
             packages=tuple(
                 sorted((p for p in packages if p[1] < p[2]), key=lambda p: p[2], reverse=True)
             ),
         )
+
+    def _rate(self, now: float, done: int) -> float | None:
+        self._samples.append((now, done))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SECONDS:
+            self._samples.pop(0)
+        start, before = self._samples[0]
+        if done < before:
+            # uv starts a broken download again from nothing: the rate is not known for a while.
+            self._samples = [(now, done)]
+            return None
+        return (done - before) / (now - start) if now - start > 1 and done > before else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import logging
 import os
-import re
 import ssl
 import sys
 import urllib.error
@@ -15,16 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag, compatible_tags, cpython_tags, platform_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import FAMILY_MEMBERS, Interpreter
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "https://download.pytorch.org/whl"
 _SECONDS = 5.0
+_LONGEST_PAGE = 20_000_000
 
 
 def index_source(backend: Backend) -> Source:
@@ -61,12 +63,13 @@ def index_source(backend: Backend) -> Source:
 class IndexAnswer:
     """What the index's page of torch said when it was asked once, without uv's patience."""
 
-    state: Literal["answered", "unreachable", "unknown"]
+    state: Literal["answered", "refused", "unreachable", "unknown"]
+    """With a page; with an HTTP error; for certain not; or in a way that only uv may know."""
     detail: str = ""
     page: str = ""
 
     def lacks_hashes(self, version: str) -> bool:
-        """Whether the page lists that version of torch without a hash.
+        """Return whether the page lists that version of torch without a hash.
 
         uv would then download each wheel to lock it, twice (pytorch#181056 was such a time).
         """
@@ -87,7 +90,7 @@ class _Anchors(HTMLParser):
 
 
 def probe_index(source: Source) -> IndexAnswer:
-    """Ask the index for its page of torch: is it reachable at all, and does it tell hashes?
+    """Ask the index for its page of torch, to learn whether it is there and tells hashes.
 
     uv needs 8 s to say that a name can't be looked up; a person who waits for a plan should not.
     Only what is certain counts as unreachable: all else is left to uv, which may know a proxy or a
@@ -95,23 +98,26 @@ def probe_index(source: Source) -> IndexAnswer:
     """
     try:
         with _open(f"{source.location}/torch/", method="GET") as response:
-            return IndexAnswer(state="answered", page=response.read().decode("utf-8", "replace"))
+            page = response.read(_LONGEST_PAGE).decode("utf-8", "replace")
+            return IndexAnswer(state="answered", page=page)
     except urllib.error.HTTPError as error:
-        return IndexAnswer(state="answered", detail=f"HTTP {error.code}")
+        error.close()
+        return IndexAnswer(state="refused", detail=f"HTTP {error.code}")
     except ssl.SSLError as error:
         return IndexAnswer(state="unknown", detail=str(error))
     except urllib.error.URLError as error:
-        # ALL_PROXY is uv's word, and not urllib's.
-        certain = (
-            isinstance(error.reason, OSError)
-            and not isinstance(error.reason, (ssl.SSLError, TimeoutError))
-            and not {"ALL_PROXY", "all_proxy"} & os.environ.keys()
+        certain = isinstance(error.reason, OSError) and not isinstance(
+            error.reason, (ssl.SSLError, TimeoutError)
         )
         return IndexAnswer(
             state="unreachable" if certain else "unknown", detail=_reason(error.reason)
         )
-    except OSError as error:
-        return IndexAnswer(state="unknown", detail=str(error))
+    except _REQUEST_ERRORS as error:
+        return IndexAnswer(state="unknown", detail=repr(error))
+
+
+# A server that speaks no HTTP, a proxy's address with a port that is no number.
+_REQUEST_ERRORS = (OSError, HTTPException, ValueError)
 
 
 def _reason(reason: object) -> str:
@@ -119,18 +125,33 @@ def _reason(reason: object) -> str:
 
 
 def _open(address: str, *, method: str) -> AbstractContextManager[HTTPResponse]:
+    """Ask an http or https address, by the proxy and the certificates that uv would take.
+
+    Not by `urlopen`: what the person's session has installed there is not for us.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        message = f"no address of a server: {parts.scheme}"
+        raise urllib.error.URLError(message)
+    headers = {}
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    proxies = urllib.request.getproxies()
+    if "all" in proxies:
+        # uv's word, and curl's; urllib reads it and does nothing with it.
+        proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
     context = ssl.create_default_context()
     # uv reads these too; OpenSSL reads them only where it was not built with other paths.
     for name, key in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
         if (value := os.environ.get(name)) and Path(value).exists():
             context.load_verify_locations(**{key: value})
-    request = urllib.request.Request(address, method=method)  # noqa: S310  (https only, below)
-    if urlsplit(address).scheme != "https":
-        message = f"not an https address: {address}"
-        raise urllib.error.URLError(message)
-    response: AbstractContextManager[HTTPResponse] = urllib.request.urlopen(  # noqa: S310
-        request, timeout=_SECONDS, context=context
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
     )
+    request = urllib.request.Request(address, method=method, headers=headers)  # noqa: S310
+    response: AbstractContextManager[HTTPResponse] = opener.open(request, timeout=_SECONDS)
     return response
 
 
@@ -145,9 +166,11 @@ def sizes(addresses: Iterable[str]) -> dict[str, int]:
         try:
             if parts.scheme == "file":
                 return address, Path(url2pathname(parts.path)).stat().st_size
+            if not parts.scheme:
+                return address, Path(address).stat().st_size
             with _open(address, method="HEAD") as response:
                 return address, int(response.headers["Content-Length"])
-        except (OSError, ValueError, TypeError) as error:
+        except (*_REQUEST_ERRORS, TypeError) as error:
             logger.info("no size for %s: %s", parts.path, error)
             return address, None
 
@@ -174,87 +197,153 @@ def wheel_folders(
     environ: Mapping[str, str] | None = None,
     home: Path | None = None,
     prefix: Path | None = None,
+    directory: Path | None = None,
 ) -> tuple[Path, ...]:
     """Return the local folders that pip's and uv's settings name for wheels, each once.
 
     Read are `UV_FIND_LINKS`, `PIP_FIND_LINKS`, pip's configuration files (`find-links` of
-    `[global]` and `[install]`) and uv's (`find-links` of uv.toml). Pages on a server are left out:
-    uv can be told to read these, but not whether they hold what fits.
+    `[global]` and `[install]`) and uv's (`find-links` of `uv.toml` and of `pyproject.toml`, from
+    `directory` upwards too). Pages on a server are left out: uv can be told to read these, but not
+    whether they hold what fits.
     """
     environ = os.environ if environ is None else environ
-    home = Path.home() if home is None else home
-    texts = re.split(r"[\s,]+", environ.get("UV_FIND_LINKS", ""))
-    texts += environ.get("PIP_FIND_LINKS", "").split()
+    home = _home() if home is None else home
+    # uv separates them by commas, so that a folder's name may have a space; pip by spaces.
+    named = [(text.strip(), None) for text in environ.get("UV_FIND_LINKS", "").split(",")]
+    named += [(text, None) for text in environ.get("PIP_FIND_LINKS", "").split()]
+    links: list[tuple[str, Path | None]] = [*named]
     for file in _pip_files(environ, home, prefix):
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read(file, encoding="utf-8")
-        except (configparser.Error, OSError, UnicodeDecodeError) as error:
-            logger.info("%s is not readable: %s", file, error)
-            continue
-        for section in ("global", "install"):
-            texts += parser.get(section, "find-links", fallback="").split()
-    for file in _uv_files(environ, home):
-        try:
-            settings = tomllib.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            logger.info("%s is not readable: %s", file, error)
-            continue
-        links = settings.get("find-links") or settings.get("pip", {}).get("find-links") or []
-        texts += [link for link in links if isinstance(link, str)]
-    folders = [path for text in texts if (path := _folder(text)) is not None]
+        links += [(text, None) for text in _pip_links(file)]
+    for file in _uv_files(environ, home, directory):
+        # A relative path is meant from where it is written.
+        links += [(text, file.parent) for text in _uv_links(file)]
+    folders = [path for text, base in links if (path := _folder(text, base)) is not None]
     return tuple(dict.fromkeys(folders))
 
 
-def _folder(text: str) -> Path | None:
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        # A user id without a name and HOME, as containers have it.
+        return Path(os.sep)
+
+
+def _folder(text: str, base: Path | None) -> Path | None:
     if not text:
         return None
-    parts = urlsplit(text)
-    path = Path(url2pathname(parts.path)) if parts.scheme == "file" else Path(text).expanduser()
-    if parts.scheme in ("http", "https"):
-        return None
     try:
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https"):
+            return None
+        path = Path(url2pathname(parts.path)) if parts.scheme == "file" else Path(text).expanduser()
+        path = base / path if base is not None else path
         return path.resolve() if path.is_dir() else None
-    except OSError:
+    except (OSError, ValueError, RuntimeError):
         return None
+
+
+def _pip_links(file: Path) -> list[str]:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        logger.info("%s is not readable: %s", file, error)
+        return []
+    return [
+        text
+        for section in ("global", "install")
+        for key in ("find-links", "find_links")
+        for text in parser.get(section, key, fallback="").split()
+    ]
 
 
 def _pip_files(environ: Mapping[str, str], home: Path, prefix: Path | None) -> list[Path]:
-    # pip's own order, from the weakest to the strongest: global, user, site, PIP_CONFIG_FILE.
-    files = [Path(text) for text in (environ.get("PIP_CONFIG_FILE"),) if text]
-    if environ.get("PIP_CONFIG_FILE") == os.devnull:
+    named = environ.get("PIP_CONFIG_FILE")
+    if named == os.devnull:
+        # pip's documented way to read no file at all.
         return []
+    ending = "pip.ini" if sys.platform == "win32" else "pip.conf"
     if sys.platform == "win32":
-        files += [Path(environ.get(n, "")) / "pip" / "pip.ini" for n in ("ProgramData", "APPDATA")]
+        folders = [Path(environ[n], "pip") for n in ("ProgramData", "APPDATA") if environ.get(n)]
+        folders.append(home / "pip")
     else:
-        files += [Path("/etc/pip.conf"), home / ".pip" / "pip.conf"]
-        files.append(Path(environ.get("XDG_CONFIG_HOME", home / ".config")) / "pip" / "pip.conf")
-        files.append(home / "Library" / "Application Support" / "pip" / "pip.conf")
+        folders = [Path("/etc"), Path("/etc/xdg/pip"), home / ".pip"]
+        folders.append(Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip")
+        if sys.platform == "darwin":
+            library = Path("Library", "Application Support", "pip")
+            folders += [Path("/") / library, home / library]
     if prefix is not None:
-        files.append(prefix / ("pip.ini" if sys.platform == "win32" else "pip.conf"))
-    return [file for file in files if file.is_file()]
+        folders.append(prefix)
+    files = [folder / ending for folder in folders]
+    return [file for file in [*files, *([Path(named)] if named else [])] if file.is_file()]
 
 
-def _uv_files(environ: Mapping[str, str], home: Path) -> list[Path]:
+def _uv_links(file: Path) -> list[str]:
+    try:
+        settings = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.info("%s is not readable: %s", file, error)
+        return []
+    if file.name == "pyproject.toml":
+        settings = _table(_table(settings, "tool"), "uv")
+    links = [*_list(settings, "find-links"), *_list(_table(settings, "pip"), "find-links")]
+    return [link for link in links if isinstance(link, str)]
+
+
+def _table(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    value = settings.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(settings: dict[str, Any], key: str) -> list[Any]:
+    value = settings.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _uv_files(environ: Mapping[str, str], home: Path, directory: Path | None) -> list[Path]:
     if environ.get("UV_NO_CONFIG", "").lower() in ("1", "true", "yes"):
         return []
     if named := environ.get("UV_CONFIG_FILE"):
-        return [Path(named)]
-    if sys.platform == "win32":
-        return [Path(environ.get(n, "")) / "uv" / "uv.toml" for n in ("ProgramData", "APPDATA")]
-    user = Path(environ.get("XDG_CONFIG_HOME", home / ".config"))
-    return [Path("/etc/uv/uv.toml"), user / "uv" / "uv.toml"]
+        files = [Path(named)]
+    elif sys.platform == "win32":
+        names = ("ProgramData", "APPDATA")
+        files = [Path(environ[name], "uv", "uv.toml") for name in names if environ.get(name)]
+    else:
+        user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+        files = [Path("/etc/uv/uv.toml"), user / "uv" / "uv.toml"]
+    if directory is not None and not environ.get("UV_CONFIG_FILE"):
+        # uv takes the nearest folder that has either, and `uv.toml` before `pyproject.toml`.
+        nearest = [
+            folder / name
+            for folder in (directory, *directory.parents)
+            for name in ("uv.toml", "pyproject.toml")
+            if (folder / name).is_file()
+        ]
+        files += nearest[:1]
+    return [file for file in files if file.is_file()]
 
 
 def wheels_in(
-    folder: Path, request: Request, backend: Backend, interpreter: Interpreter
+    folder: Path,
+    request: Request,
+    backend: Backend,
+    interpreter: Interpreter,
+    *,
+    also: Iterable[str] = (),
+    exclusion: str | None = None,
 ) -> WheelOffer | None:
     """Return the newest torch of `folder` that fits, with the other members asked for; else None.
 
     A wheel fits where its tags are this interpreter's, its local version is the backend (macOS
     wheels have none), and the request admits its version.
+
+    Parameters
+    ----------
+    also
+        Further members that are wanted in any version: those that are installed.
+    exclusion
+        A constraint such as `torch<2.11`.
     """
     tags = _tags(interpreter)
     found: dict[str, list[Version]] = {}
@@ -266,25 +355,21 @@ def wheels_in(
     for filename in names:
         try:
             wheel, version, _, wheel_tags = parse_wheel_filename(filename)
-        except InvalidWheelFilename:
+        except (InvalidWheelFilename, InvalidVersion):
             continue
         local = version.local or ("cpu" if sys.platform == "darwin" else None)
         if wheel in FAMILY_MEMBERS and local == str(backend) and wheel_tags & tags:
             found.setdefault(wheel, []).append(version)
-    asked = {
-        canonicalize_name(requirement.name): requirement.specifier
-        for requirement in map(Requirement, request.requirements)
-    }
+    asked: dict[str, SpecifierSet] = {name: SpecifierSet() for name in ("torch", *also)}
+    for text in (*request.requirements, *([exclusion] if exclusion else [])):
+        requirement = Requirement(text)
+        member = str(canonicalize_name(requirement.name))
+        asked[member] = asked.get(member, SpecifierSet()) & requirement.specifier
     pins, missing = [], []
-    for name in dict.fromkeys(["torch", *asked]):
-        if name not in FAMILY_MEMBERS:
+    for name in FAMILY_MEMBERS:
+        if name not in asked:
             continue
-        specifier = asked.get(name)
-        versions = [
-            version
-            for version in found.get(name, [])
-            if specifier is None or specifier.contains(version, prereleases=True)
-        ]
+        versions = [v for v in found.get(name, []) if asked[name].contains(v, prereleases=True)]
         if versions:
             pins.append((name, str(max(versions))))
         else:

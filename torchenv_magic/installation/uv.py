@@ -11,6 +11,7 @@ Measured traps that this module takes care of (uv 0.13.9):
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +30,15 @@ from packaging.version import Version
 
 from torchenv_magic.errors import InstallCancelled, UvError
 
-__all__ = ["Cancellation", "Completed", "Uv", "child_environment", "find_uv"]
+__all__ = [
+    "Cancellation",
+    "Completed",
+    "Uv",
+    "child_environment",
+    "find_uv",
+    "is_offline",
+    "words",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +88,7 @@ class Cancellation:
     def raise_if_requested(self) -> None:
         """Raise InstallCancelled where the person wants to stop."""
         if self._requested:
-            message = "The install was cancelled; the environment is as it was."
+            message = "Cancelled; the environment is as it was"
             raise InstallCancelled(message)
 
 
@@ -93,6 +103,11 @@ class Completed:
     """Human lines, without escape sequences."""
 
 
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether a person told uv to use no network; then we use none either."""
+    return environ.get("UV_OFFLINE", "").lower() in ("1", "true", "t", "yes", "y", "on")
+
+
 @lru_cache(maxsize=4)
 def _version(binary: str, _changed: float) -> Version:
     try:
@@ -102,13 +117,14 @@ def _version(binary: str, _changed: float) -> Version:
             text=True,
             encoding="utf-8",
             errors="replace",
+            cwd=_working_directory(),
             timeout=20,
             check=True,
         )
         # `uv 0.13.9 (x86_64-unknown-linux-gnu)`
         return Version(completed.stdout.split()[1])
     except (OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
-        message = f"uv at {binary} does not run, so nothing can be installed."
+        message = f"uv at `{binary}` does not run, so nothing can be installed"
         raise UvError(message, hint=_UPGRADE_HINT, detail=str(error)) from error
 
 
@@ -125,11 +141,11 @@ def find_uv() -> Uv:
 
         binary = uv.find_uv_bin()
     except (ImportError, FileNotFoundError) as error:
-        message = "uv is not installed beside torchenv_magic, so nothing can be installed."
+        message = "uv is not installed beside torchenv_magic, so nothing can be installed"
         raise UvError(message, hint="run `%pip install uv`, then try again") from error
     version = _version(binary, Path(binary).stat().st_mtime)
     if version < OLDEST_UV:
-        message = f"uv {version} is too old: plans need uv {OLDEST_UV} or newer."
+        message = f"uv {version} is too old: plans need uv {OLDEST_UV} or newer"
         raise UvError(message, hint=_UPGRADE_HINT)
     return Uv(binary=Path(binary), version=version)
 
@@ -145,8 +161,11 @@ _DROPPED = frozenset(
         "UV_PROJECT",
         "UV_PROJECT_ENVIRONMENT",
         "UV_TORCH_BACKEND",
+        "UV_WORKING_DIR",
         "PYTHONHOME",
         "PYTHONPATH",
+        # What is resolved first has no hashes yet; what is installed is locked with them.
+        "UV_REQUIRE_HASHES",
         # Each changes what is printed.
         "UV_NO_PROGRESS",
         "RUST_LOG",
@@ -177,7 +196,27 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return child
 
 
+# What indicatif draws: spinners, bars, counters. None of it is words.
+_DRAWN = re.compile(
+    r"[\u2800-\u28ff]|-{30}|[░█]|^Preparing packages\.\.\.|^Resolving dependencies\.\.\."
+)
+_ERASED = re.compile(r".*\x1b\[2K")
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def words(text: str) -> str:
+    r"""Return the lines of uv's stderr that are meant to be read, without what it drew and erased.
+
+    >>> words("\x1b[2K⠙ Resolving...\r\x1b[2KResolved 2 packages in 3ms\r\n")
+    'Resolved 2 packages in 3ms'
+    """
+    lines = [_ESCAPE.sub("", _ERASED.sub("", line)).rstrip() for line in re.split(r"\r?\n", text)]
+    kept = [line.rpartition("\r")[2] for line in lines]
+    return "\n".join(line for line in kept if not _DRAWN.search(line)).strip("\n")
+
+
+_LONGEST_KEPT = 400_000
+"""Characters. A download of an hour draws 50 MB of bars; the words stand at the end."""
 
 
 @dataclass(slots=True)
@@ -186,11 +225,11 @@ class _Reader:
 
     descriptor: int
     on_text: Callable[[str], None] | None = None
-    parts: list[str] = field(default_factory=list)
+    longest: int | None = None
+    parts: deque[str] = field(default_factory=deque)
+    _length: int = 0
 
     def read(self) -> None:
-        import codecs
-
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         while True:
             try:
@@ -200,10 +239,25 @@ class _Reader:
                 break
             if not chunk:
                 break
-            text = decoder.decode(chunk)
-            self.parts.append(text)
-            if self.on_text is not None:
-                self.on_text(text)
+            self._take(decoder.decode(chunk))
+
+    def _take(self, text: str) -> None:
+        self.parts.append(text)
+        self._length += len(text)
+        while self.longest is not None and self._length > self.longest and len(self.parts) > 1:
+            self._length -= len(self.parts.popleft())
+        if self.on_text is None:
+            return
+        try:
+            self.on_text(text)
+        except Exception:
+            # Nobody would empty the pipe any more, and uv would wait for that for ever.
+            logger.exception("a listener failed")
+            self.on_text = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,72 +291,125 @@ class Uv:
         """
         cancellation = cancellation or Cancellation()
         cancellation.raise_if_requested()
-        command = [str(self.binary), *arguments]
-        logger.debug("running %s", command)
+        logger.debug("running uv %s", arguments)
         environment = child_environment(os.environ if environ is None else environ)
         terminal = _open_terminal() if bars else None
         if terminal is not None:
             environment["TERM"] = "xterm-256color"
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            process = self._start(arguments, environment, stdin is not None, terminal)
+            readers = _readers(process, terminal, on_text)
+            threads = [threading.Thread(target=reader.read, daemon=True) for reader in readers]
+            for thread in threads:
+                thread.start()
+            try:
+                with cancellation.stops(lambda: _stop(process)):
+                    _feed(process, stdin)
+                    process.wait()
+                    for thread in threads:
+                        thread.join()
+            finally:
+                # After an exception of the caller's thread: uv must not outlive it, and its pipes
+                # must not be closed under those who read them.
+                _stop(process)
+                process.wait()
+                for thread in threads:
+                    thread.join(_KILL_AFTER_SECONDS)
+                for pipe in (process.stdout, process.stderr):
+                    if pipe is not None:
+                        pipe.close()
+        finally:
+            if terminal is not None:
+                os.close(terminal[0])
+        if process.returncode != 0:
+            cancellation.raise_if_requested()
+        out, err = readers
+        return Completed(
+            arguments=tuple(arguments),
+            returncode=process.returncode,
+            stdout=out.text,
+            stderr=words(err.text),
+        )
+
+    def _start(
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        talks: bool,  # noqa: FBT001
+        terminal: tuple[int, int] | None,
+    ) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [str(self.binary), *arguments],
+                stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=terminal[1] if terminal else subprocess.PIPE,
                 env=environment,
+                cwd=_working_directory(),
                 start_new_session=True,
                 creationflags=_NEW_GROUP,
             )
         except OSError as error:
-            if terminal:
-                os.close(terminal[0])
-            message = f"uv at {self.binary} can't be started: {error.strerror}."
+            message = f"uv at `{self.binary}` can't be started: {error.strerror}"
             raise UvError(message, hint=_UPGRADE_HINT) from error
         finally:
-            if terminal:
+            if terminal is not None:
                 os.close(terminal[1])
-        assert process.stdout is not None
-        out = _Reader(process.stdout.fileno())
-        if terminal:
-            err = _Reader(terminal[0], on_text)
-        else:
-            assert process.stderr is not None
-            err = _Reader(process.stderr.fileno(), on_text)
-        readers = [threading.Thread(target=r.read, daemon=True) for r in (out, err)]
-        for thread in readers:
-            thread.start()
-        try:
-            with cancellation.stops(lambda: _stop(process)):
-                if stdin is not None:
-                    assert process.stdin is not None
-                    with contextlib.suppress(BrokenPipeError):
-                        process.stdin.write(stdin.encode())
-                    process.stdin.close()
-                process.wait()
-                for thread in readers:
-                    thread.join()
-        finally:
-            if process.poll() is None:
-                # Only an exception of the caller's thread comes here; uv must not outlive it.
-                _stop(process)
-                process.wait()
-            process.stdout.close()
-            if terminal:
-                os.close(terminal[0])
-            elif process.stderr is not None:
-                process.stderr.close()
-        if process.returncode != 0:
-            cancellation.raise_if_requested()
-        return Completed(
-            arguments=tuple(arguments),
-            returncode=process.returncode,
-            stdout="".join(out.parts),
-            stderr=_ESCAPE.sub("", "".join(err.parts)).replace("\r", "\n"),
-        )
 
     def cache_directory(self, environ: Mapping[str, str] | None = None) -> Path:
-        """Return uv's cache directory, as uv itself names it."""
-        return Path(self.run(["cache", "dir"], environ=environ).stdout.strip())
+        """Return uv's cache directory, as uv itself names it.
+
+        Raises
+        ------
+        UvError
+            uv's configuration can't be read.
+        """
+        environment = os.environ if environ is None else environ
+        return _cache_directory(self, frozenset(environment.items()), _working_directory())
+
+
+@lru_cache(maxsize=4)
+def _cache_directory(
+    uv: Uv, environ: frozenset[tuple[str, str]], _working_directory: str | None
+) -> Path:
+    completed = uv.run(["cache", "dir"], environ=dict(environ))
+    path = completed.stdout.strip()
+    if completed.returncode != 0 or not path:
+        message = f"uv can't name its cache: {completed.stderr.strip() or 'it said nothing'}"
+        raise UvError(message, hint="mend what it names in uv's configuration, then try again")
+    return Path(path)
+
+
+def _working_directory() -> str | None:
+    """Return where uv runs: where we are, for the sake of the project's own configuration.
+
+    uv does nothing in a folder that was deleted.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        return os.path.abspath(os.sep)  # noqa: PTH100
+    return None
+
+
+def _feed(process: subprocess.Popen[bytes], stdin: str | None) -> None:
+    if stdin is not None and process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(stdin.encode())
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _readers(
+    process: subprocess.Popen[bytes],
+    terminal: tuple[int, int] | None,
+    on_text: Callable[[str], None] | None,
+) -> tuple[_Reader, _Reader]:
+    """Return the readers of stdout and of stderr."""
+    out = process.stdout.fileno() if process.stdout else -1
+    if terminal is not None:
+        return _Reader(out), _Reader(terminal[0], on_text, _LONGEST_KEPT)
+    return _Reader(out), _Reader(process.stderr.fileno() if process.stderr else -1, on_text)
 
 
 _NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if sys.platform == "win32" else 0

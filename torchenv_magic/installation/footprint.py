@@ -1,0 +1,276 @@
+"""Which files installed packages own: read from their RECORDs, compared with what is there.
+
+Paths are strings here: a torch has twelve thousand files, and `pathlib` makes each cost tenfold.
+"""
+
+# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH120, PTH206
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from torchenv_magic.environment import Environment
+
+__all__ = [
+    "entries",
+    "files_of",
+    "is_inside",
+    "metadata_directories",
+    "missing_files",
+    "placements",
+    "record_hash",
+    "roots",
+    "sites",
+]
+
+
+def sites(environment: Environment) -> tuple[Path, ...]:
+    """Return the directories that packages lie in, resolved: one, or two where lib64 is apart."""
+    found = [environment.site_packages.resolve()]
+    found += [
+        package.metadata_directory.parent.resolve()
+        for package in environment.packages
+        if package.metadata_directory is not None
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def metadata_directories(directories: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return each package's `.dist-info` folders in `directories`, by normalized name.
+
+    More than one where an install was killed.
+    """
+    found: dict[str, list[Path]] = {}
+    for directory in directories:
+        for path in sorted(directory.glob("*.dist-info")):
+            name = canonicalize_name(path.name.removesuffix(".dist-info").rpartition("-")[0])
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def entries(metadata_directory: Path) -> list[str]:
+    """Return the paths of a RECORD as they are written; none where it can't be read."""
+    return [path for path, _ in _rows(metadata_directory)]
+
+
+def _rows(metadata_directory: Path) -> list[tuple[str, str]]:
+    try:
+        with (metadata_directory / "RECORD").open(encoding="utf-8", newline="") as file:
+            return [
+                (row[0].replace("\\", "/"), row[2] if len(row) > 2 else "")
+                for row in csv.reader(file)
+                if row and row[0]
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def record_hash(metadata_directory: Path) -> str:
+    """Return the hash of a RECORD: the same only for the same files of the same installer."""
+    try:
+        content = (metadata_directory / "RECORD").read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(content).hexdigest()
+
+
+def files_of(metadata_directory: Path, site: Path | None = None) -> Iterator[str]:
+    """Return the absolute path of every file in a RECORD, as if it lay in `site`."""
+    directory = str(site or metadata_directory.parent)
+    for entry in entries(metadata_directory):
+        yield _absolute(directory, entry)
+
+
+def _absolute(site: str, entry: str) -> str:
+    path = os.path.join(site, *entry.split("/"))
+    return os.path.normpath(path) if ".." in entry or "//" in entry else path
+
+
+def is_inside(path: str, prefix: str) -> bool:
+    """Whether the folder that holds `path` is, links followed, in the resolved `prefix`."""
+    parent = os.path.realpath(os.path.dirname(path))
+    return parent == prefix or parent.startswith(prefix.rstrip(os.sep) + os.sep)
+
+
+def missing_files(site: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return what of the named packages' RECORDs is not there with its size: a walk of `stat`s.
+
+    A package without a RECORD, or with two, is missing as a whole.
+    """
+    found = metadata_directories([site])
+    missing = []
+    for name in names:
+        directories = found.get(canonicalize_name(name), [])
+        rows = _rows(directories[0]) if len(directories) == 1 else []
+        if not rows:
+            problem = {0: "not installed", 1: "no RECORD"}.get(len(directories), "there twice")
+            missing.append(f"{name}: {problem}")
+            continue
+        for entry, size in rows:
+            try:
+                actual = os.stat(_absolute(str(site), entry)).st_size
+            except OSError:
+                missing.append(entry)
+                continue
+            if size.isdigit() and int(size) != actual:
+                missing.append(f"{entry}: {actual} bytes, not {size}")
+    return tuple(missing)
+
+
+def roots(
+    mine: Mapping[Path, str], others: Iterable[Path], *, prefix: Path
+) -> tuple[dict[str, frozenset[str]], frozenset[str]]:
+    """Return what to move so that packages are gone: whole folders where it can be.
+
+    A folder is moved whole where no other package has a file in it; `nvidia`, which a dozen
+    packages share, is descended into. What a RECORD says of files outside the environment is not
+    believed.
+
+    Parameters
+    ----------
+    mine
+        The metadata folders of the packages to move, with their names.
+    others
+        Those of all other packages.
+
+    Returns
+    -------
+    tuple
+        Path to the names of its owners, and which of the paths were guessed for want of a RECORD.
+    """
+    real_prefix = str(prefix.resolve())
+    wanted: dict[str, set[str]] = {}
+    guessed: set[str] = set()
+    for directory, name in mine.items():
+        listed = list(files_of(directory))
+        if not listed:
+            # Half-linked or half-removed: what it left lies in a folder of its own name.
+            folder = str(directory.parent / name.replace("-", "_"))
+            guessed |= {folder, str(directory)}
+            listed = [os.path.join(folder, "")]
+        for path in [*listed, os.path.join(str(directory), "RECORD")]:
+            wanted.setdefault(path, set()).add(name)
+    places = {str(directory.parent) for directory in mine}
+    shared = _shared(wanted, others, places)
+    found: dict[str, set[str]] = {}
+    for path, owners in wanted.items():
+        root = _root(path, places, shared)
+        if root is not None:
+            found.setdefault(root, set()).update(owners)
+    return (
+        {
+            root: frozenset(owners)
+            for root, owners in sorted(found.items())
+            if os.path.lexists(root) and is_inside(root, real_prefix)
+        },
+        frozenset(guessed),
+    )
+
+
+def _shared(wanted: Iterable[str], others: Iterable[Path], places: set[str]) -> set[str]:
+    """Return every path, and every folder on the way to it, that another package needs."""
+    tops = {top for path in wanted if (top := _top(path, places)) is not None}
+    names = {os.path.basename(top) for top in tops}
+    shared: set[str] = set()
+    for directory in others:
+        site = str(directory.parent)
+        for entry in entries(directory):
+            first = entry.partition("/")[0]
+            # By its name before by its path: an environment has a hundred thousand files.
+            if first not in names and first != "..":
+                continue
+            path = _absolute(site, entry)
+            top = _top(path, places)
+            if top is None:
+                shared.add(path)
+            elif top in tops:
+                while len(path) >= len(top):
+                    shared.add(path)
+                    path = os.path.dirname(path)
+    return shared
+
+
+def _top(path: str, places: set[str]) -> str | None:
+    """Return the ancestor of `path` that lies directly in one of `places`."""
+    for place in places:
+        if path.startswith(place + os.sep):
+            return place + os.sep + path[len(place) + 1 :].partition(os.sep)[0]
+    return None
+
+
+def _root(path: str, places: set[str], shared: set[str]) -> str | None:
+    top = _top(path, places)
+    if top is None:
+        # Scripts and data, in folders that everybody shares: `bin/torchrun`.
+        return None if path in shared else path
+    if os.path.basename(top) == "__pycache__":
+        return None
+    root = top
+    while root in shared:
+        if root == path:
+            return None
+        root += os.sep + path[len(root) + 1 :].partition(os.sep)[0]
+    return root.rstrip(os.sep)
+
+
+def placements(
+    staged: Mapping[Path, str], site: Path, *, leaving: Iterable[str], prefix: Path
+) -> tuple[dict[str, tuple[str, frozenset[str]]], frozenset[str]]:
+    """Return what to move from a stage into the environment: whole folders where they are free.
+
+    Parameters
+    ----------
+    staged
+        The metadata folders in the stage, with the names of their packages.
+    site
+        The environment's folder that corresponds to theirs.
+    leaving
+        What will have been moved out of the environment before.
+
+    Returns
+    -------
+    tuple
+        Path in the environment to the path in the stage and the names of the packages; and which of
+        the paths in the environment are taken by what no package owns.
+    """
+    real_prefix = str(prefix.resolve())
+    gone = set(leaving)
+    states: dict[str, str] = {}
+    moves: dict[str, tuple[str, set[str]]] = {}
+    taken: set[str] = set()
+
+    def state(path: str) -> str:
+        if path in gone or not os.path.lexists(path):
+            return "free"
+        if os.path.isdir(path) and is_inside(os.path.join(path, "x"), real_prefix):
+            return "folder"
+        return "taken"
+
+    for directory, name in staged.items():
+        for entry in entries(directory):
+            parts = os.path.normpath(entry).split(os.sep)
+            ups = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
+            above = os.path.join("", *[".."] * ups)
+            source = os.path.normpath(os.path.join(directory.parent, above))
+            target = os.path.normpath(os.path.join(site, above))
+            for depth, part in enumerate(parts[ups:], start=ups + 1):
+                source = os.path.join(source, part)
+                target = os.path.join(target, part)
+                if target not in states:
+                    states[target] = state(target)
+                if states[target] == "folder" and depth < len(parts):
+                    continue
+                moves.setdefault(target, (source, set()))[1].add(name)
+                if states[target] != "free":
+                    taken.add(target)
+                break
+    return (
+        {target: (source, frozenset(owners)) for target, (source, owners) in moves.items()},
+        frozenset(taken),
+    )

@@ -1,0 +1,243 @@
+"""Fetch what a lock names and unpack it beside the environment, which stays untouched meanwhile.
+
+One run of uv downloads, checks the hashes, fills the cache and links into the stage: the same work
+as a plain `uv pip install`, and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from torchenv_magic.errors import DiskSpaceError, TargetError
+from torchenv_magic.installation.failures import explain
+from torchenv_magic.installation.plan import (
+    LockedPackage,
+    Plan,
+    lock_of,
+    source_arguments,
+    unpacked_bytes,
+)
+from torchenv_magic.installation.progress import BarReader, Event, OnEvent, format_bytes
+from torchenv_magic.installation.uv import Cancellation, Completed, Uv
+
+__all__ = ["cached_packages", "check_space", "is_local", "stage"]
+
+_PREFIX = "torchenv-question-"
+
+
+def is_local(address: str | None) -> bool:
+    """Whether a lock's address is a file of this machine."""
+    return address is not None and urlsplit(address).scheme in ("", "file")
+
+
+def stage(
+    plan: Plan, folder: Path, *, uv: Uv, on_event: OnEvent, cancellation: Cancellation
+) -> None:
+    """Install what the plan's lock names into `folder`, with bytes where the system has bars.
+
+    Raises
+    ------
+    InstallCancelled
+        What was fetched whole stays in uv's cache.
+    SourceError, InstallError, DiskSpaceError, UvError
+    """
+    with _written(plan.lock, plan.lock_format) as file:
+        arguments = _arguments(plan.python, file, plan.lock_format, f"--prefix={folder}")
+        if plan.lock_format == "requirements":
+            arguments += source_arguments(plan.source, plan.backend)
+        if plan.downloads and all(download.cached for download in plan.downloads):
+            on_event(Event(phase="download", message="Unpacking from uv's cache"))
+            completed = uv.run([*arguments, "--offline", "--quiet"], cancellation=cancellation)
+            if completed.returncode == 0:
+                return
+            # The cache was emptied since the plan was made.
+        completed = _download(plan, arguments, uv, on_event, cancellation)
+    if completed.returncode != 0:
+        raise explain(completed, subject=f"torch for {plan.backend}")
+
+
+def _download(
+    plan: Plan, arguments: list[str], uv: Uv, on_event: OnEvent, cancellation: Cancellation
+) -> Completed:
+    bars = BarReader(
+        expected={
+            download.name: download.size_bytes
+            for download in plan.downloads
+            if download.size_bytes and not download.cached and not download.local
+        }
+    )
+    fetches = plan.download_bytes or plan.unknown_sizes
+    verb = "Downloading" if fetches else "Unpacking"
+    on_event(Event(phase="download", message=f"{verb} from {plan.source}"))
+
+    def read(text: str) -> None:
+        if (progress := bars.feed(text)) is not None:
+            on_event(Event(phase="download", bytes=progress))
+
+    completed = uv.run(arguments, bars=True, on_text=read, cancellation=cancellation)
+    for line in completed.stderr.splitlines():
+        if line.strip():
+            on_event(Event(phase="download", log=line))
+    if completed.returncode == 0:
+        message = "Downloaded" if fetches else "Unpacked"
+        on_event(Event(phase="download", message=message, bytes=bars.finish()))
+    return completed
+
+
+def _is_cached(uv: Uv, python: Path, lock: str, cancellation: Cancellation) -> bool:
+    """Return whether uv's cache has all of a pylock, by trying it without a network.
+
+    uv knows no question for that: the dry run of a lock calls every package uncached. Where one is
+    missing it says so within 30 ms; where all are there, linking them costs what a stage costs.
+    """
+    with _throw_away(uv) as target, _written(lock, "pylock") as file:
+        arguments = _arguments(python, file, "pylock", f"--target={target}")
+        completed = uv.run(
+            [
+                *arguments,
+                "--offline",
+                "--quiet",
+                "--no-compile-bytecode",
+                # Whatever the person chose for environments: this one lies beside the cache, and
+                # nobody will use it.
+                "--link-mode=hardlink",
+            ],
+            cancellation=cancellation,
+        )
+    return completed.returncode == 0
+
+
+def cached_packages(
+    uv: Uv,
+    python: Path,
+    lock: str,
+    packages: Sequence[LockedPackage],
+    cancellation: Cancellation,
+) -> frozenset[str]:
+    """Return the names of those packages of a pylock that uv's cache has."""
+    # A wheel in a folder needs no network, and would be unpacked here and now.
+    remote = [package.name for package in packages if not is_local(package.address)]
+    if not remote:
+        return frozenset()
+    if _is_cached(uv, python, lock_of(lock, remote), cancellation):
+        return frozenset(remote)
+    # Mostly nothing is there, and torch tells that; where it is, what else is matters to the cost.
+    if "torch" not in remote or not _is_cached(uv, python, lock_of(lock, ["torch"]), cancellation):
+        return frozenset()
+    return frozenset(
+        name
+        for name in remote
+        if name == "torch" or _is_cached(uv, python, lock_of(lock, [name]), cancellation)
+    )
+
+
+def _arguments(python: Path, file: Path, lock_format: str, destination: str) -> list[str]:
+    return [
+        "pip",
+        "install",
+        f"--python={python}",
+        destination,
+        "--no-deps",
+        f"--requirements={file}",
+        *(["--preview-features=pylock"] if lock_format == "pylock" else []),
+    ]
+
+
+@contextlib.contextmanager
+def _written(lock: str, lock_format: str) -> Iterator[Path]:
+    """Write the lock where uv can read it, for as long as the block runs."""
+    name = "pylock.toml" if lock_format == "pylock" else "requirements.txt"
+    with tempfile.TemporaryDirectory(prefix="torchenv-") as folder:
+        file = Path(folder, name)
+        file.write_text(lock, encoding="utf-8")
+        yield file
+
+
+@contextlib.contextmanager
+def _throw_away(uv: Uv) -> Iterator[Path]:
+    """Lend a folder on the cache's own file system, where links cost no space."""
+    cache = uv.cache_directory()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for left in cache.glob(f"{_PREFIX}*"):
+            # Of a run that was killed: its process id is in the name.
+            if not _alive(left.name.removeprefix(_PREFIX).partition("-")[0]):
+                _remove(left)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=cache))
+    except OSError as error:
+        message = f"uv's cache at `{cache}` can't be written: {error.strerror}"
+        raise TargetError(message, hint="set UV_CACHE_DIR to a folder of your own") from error
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _alive(text: str) -> bool:
+    if not text.isdigit() or sys.platform == "win32":
+        # os.kill(pid, 0) would end the process on Windows; what is left is for `uv cache clean`.
+        return True
+    try:
+        os.kill(int(text), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Delete in the background: twelve thousand links take up to a second."""
+    threading.Thread(
+        target=shutil.rmtree, args=(folder, True), name="torchenv-sweep", daemon=False
+    ).start()
+
+
+def check_space(
+    plan: Plan,
+    site: Path,
+    *,
+    uv: Uv,
+    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
+) -> None:
+    """Check that the plan's packages, unpacked, fit on the disks that they go to.
+
+    uv's cache gets what is not in it yet. The environment gets links to that, or copies where it
+    lies on another file system.
+
+    Raises
+    ------
+    DiskSpaceError
+    """
+    everything = sum(unpacked_bytes(item, plan.backend) for item in plan.downloads)
+    missing = sum(unpacked_bytes(item, plan.backend) for item in plan.downloads if not item.cached)
+    if not everything:
+        return
+    cache, target = _existing(uv.cache_directory()), _existing(site)
+    needs = {cache: missing}
+    if cache.stat().st_dev != target.stat().st_dev:
+        needs[target] = everything
+    for place, need in needs.items():
+        available = free(place)
+        if available < need:
+            raise DiskSpaceError(
+                f"The plan needs about {format_bytes(need)} on the disk of `{place}`; "
+                f"{format_bytes(available)} are free",
+                hint="free some space, or set UV_CACHE_DIR to a folder on a larger disk"
+                if place == cache
+                else "free some space there (`du` shows what takes it)",
+            )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
