@@ -258,6 +258,29 @@ def test_cancel_leaves_the_environment_as_it_was(
     assert_calm(page)
 
 
+def test_interrupt_stops_the_picker_s_install(
+    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+) -> None:
+    fresh_standin.rate = MADE_RATE
+    here = stage()
+    page = open_page(here.server, here.notebook("stop.ipynb", LOAD, "%torchenv", "print('alive')"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    before = here.environment.snapshot()
+    page.click(1, INSTALL)
+    page.wait_for_output(1, r"\d+(\.\d)? [kM]?B of ")
+    pressed = time.monotonic()
+    page.interrupt()
+    while here.uv_processes():
+        assert time.monotonic() - pressed < 2, "uv did not end within 2 s"
+    page.wait_for_output(1, "The install was cancelled; the environment is as it was")
+    assert here.environment.snapshot() == before
+    page.run_cell(3)
+    assert page.cell_output_text(3).strip() == "alive"
+    assert_calm(page)
+
+
 def test_interrupt_stops_the_word_and_the_kernel_goes_on(
     stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
 ) -> None:

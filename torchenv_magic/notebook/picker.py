@@ -25,6 +25,7 @@ from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.after_restart import fresh_kernel_code
 from torchenv_magic.notebook.front_end import FrontEnd
+from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job
 from torchenv_magic.notebook.rendering import (
     STYLE,
@@ -60,7 +61,7 @@ _INSTALL = "Install and restart kernel"
 _PICKER_STYLE = """<style>
 .torchenv-picker {
   border: 1px solid var(--jp-border-color2, #ccc); border-radius: 4px; box-sizing: border-box;
-  padding: 1.1rem 1.2rem; max-width: 46rem; gap: 0.8rem; container-type: inline-size;
+  padding: 0.9rem 1.2rem 1.1rem; max-width: 46rem; gap: 0.8rem; container-type: inline-size;
 }
 .torchenv-picker .widget-html, .torchenv-picker .widget-html-content,
 .torchenv-picker .jupyter-widget-html {
@@ -78,7 +79,7 @@ _PICKER_STYLE = """<style>
   font-size: var(--jp-ui-font-size1, 13px);
 }
 .torchenv-picker .widget-radio-box input {
-  position: relative; top: 0; flex: none; float: none; margin: 0.2em 0 0;
+  position: relative; top: 0; flex: none; float: none; margin: 0;
 }
 .torchenv-picker .jupyter-button {
   height: auto; min-height: 2.2em; margin: 0; padding: 0.3em 0.9em; line-height: 1.4;
@@ -90,6 +91,12 @@ _PICKER_STYLE = """<style>
   outline: 2px solid var(--jp-brand-color1, currentColor) !important; outline-offset: 2px;
 }
 .torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
+.torchenv-picker :is(.widget-checkbox, .widget-text, .widget-radio-box) :is(label, span, input) {
+  font-family: inherit; font-size: var(--jp-ui-font-size1, 13px);
+  color: var(--jp-ui-font-color1, inherit);
+}
+.torchenv-picker .widget-checkbox label { display: flex; align-items: center; gap: 0.2em; }
+.torchenv-picker .widget-checkbox input { position: static; margin-top: 0; margin-bottom: 0; }
 .torchenv-picker .widget-text .widget-label { min-width: 8.2em; text-align: left; }
 .torchenv-row { display: flex; flex-flow: row wrap; gap: 0.6rem 1.2rem; align-items: center; }
 .torchenv-picker .widget-hprogress { width: 100%; height: 0.75em; margin: 0; }
@@ -116,6 +123,7 @@ class Picker:
         self._shell = shell
         self._front_end = front_end
         self._restart = Restart(shell, front_end)
+        self._interrupt = Interruptible(shell)
         self._redrawn = 0.0
         self._offer: Plan | None = None
         self._built = threading.Event()
@@ -247,7 +255,7 @@ class Picker:
         self._vision.value = status.environment.installed("torchvision") is not None
         self._audio.value = status.environment.installed("torchaudio") is not None
         self._cost.value = _quiet(
-            "`Show plan` tells what is downloaded, installed and replaced; nothing is changed "
+            "“Show plan” tells what is downloaded, installed and replaced; nothing is changed "
             "before you press the button."
         )
         self._arrange()
@@ -288,7 +296,7 @@ class Picker:
     def _on_choice(self, _: object) -> None:
         if self.job is None and self.status is not None:
             self._offer = None
-            self._cost.value = _quiet("`Show plan` tells what this choice costs.")
+            self._cost.value = _quiet("“Show plan” tells what this choice costs.")
             self._idle()
 
     def _on_plan(self) -> None:
@@ -330,6 +338,7 @@ class Picker:
             on_change=self._on_progress,
             on_end=lambda job: self._on_end(job, only_plan=only_plan),
         )
+        self._interrupt.begin(self._on_cancel)
         self.job.start()
 
     def _on_progress(self, job: Job) -> None:
@@ -358,6 +367,7 @@ class Picker:
     def _finish(self, job: Job, *, only_plan: bool) -> None:
         state = job.state
         self.job = None
+        self._interrupt.end()
         if state.error is not None:
             self._fail(state.error)
             return

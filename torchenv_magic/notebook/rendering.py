@@ -41,8 +41,9 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1, inherit);
   max-width: 46rem;
   overflow-wrap: anywhere;
+  text-wrap: pretty;
 }
-.torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0 0 0.4em; }
+.torchenv .torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0.2em 0 0.5em; }
 .torchenv-facts { display: grid; grid-template-columns: 7em 1fr; gap: 0.15em 1em; }
 .torchenv-facts > div { min-width: 0; }
 .torchenv-facts > div:nth-child(odd) { color: var(--jp-ui-font-color2, inherit); }
