@@ -1,0 +1,320 @@
+"""`%torchenv install` in a real kernel that no server owns: progress, Interrupt, restarts."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client.manager import KernelManager
+
+from tests.kernels import Kernel, Message
+from tests.standin import Fault
+from tests.workplace import Workplace
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="a kernel without a server can't replace itself on Windows"
+)
+
+LOAD = "%load_ext torchenv_magic"
+INSTALL = "%torchenv install cpu"
+OLDER = "%torchenv install cpu torch==2.12.0 --restart=never"
+CELL = "cell"
+
+Started = tuple[Kernel, KernelManager]
+
+
+@pytest.fixture
+def started(workplace: Workplace) -> Iterator[Started]:
+    """Start a kernel with the extension loaded, as a notebook's cells meet it."""
+    with workplace.kernel() as (kernel, manager):
+        run(kernel, f"{LOAD}\nkept = 1")
+        yield kernel, manager
+
+
+def run(kernel: Kernel, code: str) -> Message:
+    """Run a cell as a notebook does; raises where it fails."""
+    return kernel.run(code, cell_id=CELL)
+
+
+def shown(kernel: Kernel, message_id: str) -> list[str]:
+    """Return the text of every output of a request as it is at its end, an error's too."""
+    kernel.printed(message_id)  # waits for all of it
+    outputs: dict[str, str] = {}
+    for number, message in enumerate(kernel.iopub):
+        if message["parent_header"].get("msg_id") != message_id:
+            continue
+        content = message["content"]
+        if message["msg_type"] in ("display_data", "update_display_data", "execute_result"):
+            place = content.get("transient", {}).get("display_id", str(number))
+            outputs[place] = content["data"]["text/plain"]
+        elif message["msg_type"] == "error":
+            outputs[str(number)] = "\n".join(content["traceback"])
+        elif message["msg_type"] == "stream":
+            outputs[str(number)] = content["text"]
+    return [text for text in outputs.values() if text]
+
+
+def verified(kernel: Kernel, message_id: str) -> str:
+    """Wait until the output of a request holds a verification, and return its text."""
+    first = kernel.wait_for(
+        lambda message: (
+            message["msg_type"] == "display_data"
+            and message["parent_header"].get("msg_id") == message_id
+        )
+    )
+    display_id = first["content"]["transient"]["display_id"]
+
+    def proves(message: Message) -> bool:
+        content = message["content"]
+        return bool(
+            message["msg_type"] == "update_display_data"
+            and content["transient"]["display_id"] == display_id
+            and re.search("^PyTorch ", content["data"]["text/plain"], re.MULTILINE)
+        )
+
+    return str(kernel.wait_for(proves)["content"]["data"]["text/plain"])
+
+
+def uv_processes(manager: KernelManager) -> list[psutil.Process]:
+    process: Any = manager.provisioner
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.name().startswith("uv")]
+
+
+# --------------------------------------------------------------------------------------- interrupt
+
+
+def test_interrupt_stops_uv_and_leaves_all_as_it_was(
+    workplace: Workplace, started: Started
+) -> None:
+    kernel, manager = started
+    workplace.standin.rate = 300_000
+    run(
+        kernel,
+        "import threading, time\nticks = []\ndef tick():\n"
+        "    while len(ticks) < 10_000:\n        ticks.append(time.monotonic())\n"
+        "        time.sleep(0.01)\n"
+        "threading.Thread(target=tick, daemon=True).start()",
+    )
+    before = workplace.environment.snapshot()
+    run(kernel, "import os; os.environ['UV_CACHE_DIR'] = os.path.abspath('a-cache-of-its-own')")
+    request = kernel.send(f"{INSTALL}\nprint('the rest of the cell')", cell_id=CELL)
+    queued = kernel.send("print('queued')", cell_id="next")
+    kernel.wait_for(
+        lambda message: (
+            message["parent_header"].get("msg_id") == request
+            and message["msg_type"] == "update_display_data"
+            and " of 1." in message["content"]["data"]["text/plain"]
+        )
+    )
+    assert uv_processes(manager)
+    pressed = time.monotonic()
+    manager.interrupt_kernel()
+    reply = kernel.reply(request)
+    took = time.monotonic() - pressed
+    assert reply["status"] == "error"
+    assert (reply["ename"], reply["traceback"]) == (
+        "InstallCancelled",
+        ["Cancelled. The environment is as it was."],
+    )
+    assert shown(kernel, request) == ["Cancelled. The environment is as it was."]
+    assert not uv_processes(manager)
+    assert took < 2
+    assert kernel.reply(queued)["status"] == "aborted"
+    assert workplace.environment.snapshot() == before
+    # Other threads went on all the time, and so does the session.
+    assert kernel.value("max(b - a for a, b in zip(ticks, ticks[1:])) < 1")
+    assert kernel.value("kept") == 1
+
+
+def test_interrupt_while_nobody_answers(workplace: Workplace, started: Started) -> None:
+    """An index that takes the question and says nothing."""
+    kernel, manager = started
+    workplace.standin.faults = [Fault(pattern=r"/torch/$", kind="silent")]
+    request = kernel.send("%torchenv plan cpu", cell_id=CELL)
+    while not any(entry.path.endswith("/torch/") for entry in workplace.standin.requests):
+        assert request not in kernel._replies
+    pressed = time.monotonic()
+    manager.interrupt_kernel()
+    assert kernel.reply(request)["ename"] == "InstallCancelled"
+    assert time.monotonic() - pressed < 2
+    assert kernel.value("kept") == 1
+
+
+# ---------------------------------------------------------------------------------------- restarts
+
+
+def test_a_change_restarts_verifies_and_drops_what_is_queued(
+    workplace: Workplace, started: Started
+) -> None:
+    kernel, manager = started
+    process = kernel.value("__import__('os').getpid()")
+    request = kernel.send(INSTALL, cell_id=CELL)
+    queued = kernel.send("print('queued')", cell_id="next")
+    reply = kernel.reply(request)
+    assert reply["status"] == "ok"
+    [payload] = reply["payload"]
+    assert payload["text"] == "%load_ext torchenv_magic\n%torchenv verify"
+    assert kernel.reply(queued)["status"] == "aborted"
+    text = verified(kernel, request)
+    assert re.match(
+        r"Installed torch 2\.13\.0\+cpu and 1 other package in [\d.]+ s; the kernel was "
+        r"restarted\.\nPyTorch works\n",
+        text,
+    )
+    # The same process with a fresh Python in it, which knows the magic.
+    assert kernel.value("__import__('os').getpid()") == process
+    assert not kernel.value("'kept' in globals()")
+    assert kernel.value("__import__('torch').__version__") == "2.13.0+cpu"
+    assert manager.is_alive()
+    # Nothing to do any more: proved at once, and nothing restarts.
+    run(kernel, "kept = 2")
+    workplace.standin.clear_log()
+    begun = time.monotonic()
+    again = kernel.send(INSTALL, cell_id=CELL)
+    assert kernel.reply(again)["status"] == "ok"
+    assert time.monotonic() - begun < 3  # goal: 1; other tests may be running
+    [proof] = shown(kernel, again)
+    assert proof.startswith("PyTorch works\n")
+    assert workplace.standin.downloads() == ()
+    assert kernel.value("kept") == 2
+
+
+def test_auto_keeps_a_session_that_has_loaded_nothing_of_it(started: Started) -> None:
+    kernel, _ = started
+    request = kernel.send(f"{INSTALL} --restart=auto", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    said, proof = shown(kernel, request)
+    assert re.fullmatch(
+        r"Installed torch 2\.13\.0\+cpu and 1 other package in [\d.]+ s\. Nothing of it was loaded "
+        r"here, so the session goes on\.",
+        said,
+    )
+    assert proof.startswith("PyTorch works\n")
+    assert kernel.value("kept") == 1
+
+
+def test_auto_restarts_a_session_that_has(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, OLDER)
+    run(kernel, "import torch")
+    request = kernel.send("%torchenv install cpu torch==2.13.0 --restart=auto", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    assert "the kernel was restarted.\nPyTorch works\n" in verified(kernel, request)
+    assert not kernel.value("'kept' in globals()")
+
+
+def test_never_leaves_the_restart_to_the_person(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, OLDER)
+    run(kernel, "import torch")
+    request = kernel.send("%torchenv install cpu torch==2.13.0 --restart=never", cell_id=CELL)
+    queued = kernel.send("print('queued')", cell_id="next")
+    assert kernel.reply(request)["status"] == "ok"
+    assert kernel.reply(queued)["status"] == "aborted"
+    [text] = shown(kernel, request)
+    assert re.match(
+        r"Installed torch 2\.13\.0\+cpu in [\d.]+ s\. `torch` is loaded in this session and can "
+        r"only change with a restart\. Press Kernel ▸ Restart Kernel, then run `%torchenv verify`\."
+        r"\nPyTorch works\n",
+        text,
+    )
+    assert kernel.value("(kept, torch.__version__)") == [1, "2.12.0+cpu"]
+    # What runs here is not what is installed, and verification says so.
+    failed = kernel.reply(kernel.send("%torchenv verify", cell_id=CELL))
+    assert failed["ename"] == "VerificationError"
+    assert (
+        "This process still has torch 2.12.0+cpu, and 2.13.0+cpu is installed now"
+        in (failed["evalue"])
+    )
+
+
+# ------------------------------------------------------------------------- a session that has work
+
+WORK = "data = bytearray(10_000_000)"
+
+
+def test_work_is_kept_where_nothing_of_it_was_loaded(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, WORK)
+    request = kernel.send(INSTALL, cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    said, proof = shown(kernel, request)
+    assert re.fullmatch(
+        r"Installed torch 2\.13\.0\+cpu and 1 other package in [\d.]+ s\. The kernel was not "
+        r"restarted: 2 variables \(largest: `data`, 10\.0 MB\) are lost with a restart\. Nothing "
+        r"of it was loaded here, so the session goes on\.",
+        said,
+    )
+    assert proof.startswith("PyTorch works\n")
+    assert kernel.value("len(data)") == 10_000_000
+
+
+def test_work_is_kept_and_the_person_told_where_it_was_loaded(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, OLDER)
+    run(kernel, f"import torch\n{WORK}")
+    request = kernel.send("%torchenv install cpu torch==2.13.0", cell_id=CELL)
+    queued = kernel.send("print('queued')", cell_id="next")
+    reply = kernel.reply(request)
+    assert reply["ename"] == "RestartError"
+    assert reply["evalue"] == (
+        "`torch` is loaded in this session and can only change with a restart. The kernel was not "
+        "restarted: 2 variables (largest: `data`, 10.0 MB) are lost with a restart.\n\n"
+        "hint: save what you need; press Kernel ▸ Restart Kernel, then run `%torchenv verify`"
+    )
+    assert kernel.reply(queued)["status"] == "aborted"
+    assert kernel.value("(len(data), torch.__version__)") == [10_000_000, "2.12.0+cpu"]
+
+
+def test_work_goes_where_a_restart_is_asked_for(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, WORK)
+    request = kernel.send(f"{INSTALL} --restart=always", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    assert "PyTorch works\n" in verified(kernel, request)
+    assert not kernel.value("'data' in globals()")
+
+
+# ---------------------------------------------------------------------------------------- failures
+
+
+def test_a_failure_can_be_caught_and_the_session_goes_on(
+    workplace: Workplace, started: Started
+) -> None:
+    kernel, _ = started
+    before = workplace.environment.snapshot()
+    request = kernel.send(
+        "from torchenv_magic import TorchEnvError\n"
+        "try:\n"
+        "    %torchenv install cpu no-such-package-anywhere\n"
+        "except TorchEnvError as error:\n"
+        "    print(error.code)",
+        cell_id=CELL,
+    )
+    assert kernel.reply(request)["status"] == "ok"
+    assert shown(kernel, request)[-1] == "plan\n"
+    failed = kernel.send("%torchenv install cpu no-such-package-anywhere", cell_id=CELL)
+    reply = kernel.reply(failed)
+    assert reply["status"] == "error"
+    assert re.search("^hint: ", "\n".join(reply["traceback"]), re.MULTILINE)
+    assert not any("Traceback" in text for text in shown(kernel, failed))
+    assert workplace.environment.snapshot() == before
+    assert kernel.value("kept") == 1
+
+
+def test_the_words_work_in_another_thread(started: Started) -> None:
+    """As a cell in one of ipykernel's subshells does: no signal and no payload reach it there."""
+    kernel, _ = started
+    run(
+        kernel,
+        "import threading\nanswers, shell = [], get_ipython()\ndef work():\n"
+        "    answers.append(shell.run_line_magic('torchenv', 'install cpu --restart=auto'))\n"
+        "thread = threading.Thread(target=work)\nthread.start()\nthread.join()",
+    )
+    assert kernel.value("[answer.passed for answer in answers]") == [True]
