@@ -244,7 +244,7 @@ def test_cancel_leaves_the_environment_as_it_was(
     page.click(1, "Cancel")
     while here.uv_processes():
         assert time.monotonic() - clicked < 2, "uv did not end within 2 s"
-    page.wait_for_output(1, "The install was cancelled; the environment is as it was")
+    page.wait_for_output(1, "Cancelled; the environment is as it was")
     assert here.environment.snapshot() == before
     assert_calm(page)
 
@@ -274,7 +274,7 @@ def test_interrupt_stops_the_picker_s_install(
     page.interrupt()
     while here.uv_processes():
         assert time.monotonic() - pressed < 2, "uv did not end within 2 s"
-    page.wait_for_output(1, "The install was cancelled; the environment is as it was")
+    page.wait_for_output(1, "Cancelled; the environment is as it was")
     assert here.environment.snapshot() == before
     page.run_cell(3)
     assert page.cell_output_text(3).strip() == "alive"
@@ -402,7 +402,7 @@ def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
     for field, text, says in (
         ("more packages", "torch==", "torch== is not a requirement"),
         ("more packages", "--index-url x", "--index-url is an option, not a requirement"),
-        ("more packages", "no-such-package-at-all", "no-such-package-at-all is not on the index"),
+        ("more packages", "no-such-package-at-all", "no-such-package-at-all is on none of the indexes"),
         ("torch version", "99.0", "no torch==99.0"),
     ):
         page.fill(1, field, text)
