@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from torchenv_magic.environment import read_environment
+from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.notebook.extension import load
 from torchenv_magic.notebook.rendering import verification_html
@@ -41,7 +41,7 @@ def show(display_id: str, lead: str) -> None:
     display(bundle, raw=True, display_id=display_id, update=True)  # type: ignore[no-untyped-call]
 
 
-def verify_here() -> Verification:
-    """Return the verification of this very process and its environment."""
-    environment = read_environment()
+def verify_here(environment: Environment | None = None) -> Verification:
+    """Return the verification of this very process and its environment, read anew for None."""
+    environment = environment or read_environment()
     return verify(environment, read_expectation(environment.prefix), in_process=True)

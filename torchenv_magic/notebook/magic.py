@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from IPython.display import display
 
-from torchenv_magic.environment import read_environment
+from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
     InstallCancelled,
     RequestError,
@@ -119,10 +119,10 @@ def _plan(shell: InteractiveShell, words: Words) -> Plan | None:
 
 def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG001
     front_end = read_front_end(shell)
-    _, recovered, _ = read_repaired()
+    environment, recovered, _ = read_repaired()
     if recovered:
         _view(front_end).say(recovered)
-    return _proven(verify_here() if front_end.interactive else _verify_in_child())
+    return _proven(_verification(front_end, environment))
 
 
 def _install(shell: InteractiveShell, words: Words) -> Verification | None:
@@ -225,7 +225,7 @@ class _Ending:
                 "session goes on.",
                 tone="good",
             )
-            return _proven(verify_here() if self.front_end.interactive else _verify_in_child())
+            return _proven(_verification(self.front_end, read_environment()))
         if not self.front_end.interactive:
             self.view.say(f"{self.result}.", tone="good")
             names = " and ".join(item.name for item in effects.loaded)
@@ -256,7 +256,7 @@ class _Ending:
         """Prove the new environment in another process, and say what to press for this one."""
         if self.front_end.kind != "terminal":  # there it would be typed into the old process
             _place_verification_cell(self.shell, self.front_end)
-        verification = _verify_in_child()
+        verification = _verify_in_child(read_environment())
         loaded = f" {effects.loaded_words}" if effects.must_restart else ""
         self.view.show(verification, lead=f"{self.result}.{loaded} {choice.tell}.")
         self.restart.abort_queue()
@@ -304,8 +304,12 @@ def _proven(verification: Verification) -> Verification:
     return verification
 
 
-def _verify_in_child() -> Verification:
-    environment = read_environment()
+def _verification(front_end: FrontEnd, environment: Environment) -> Verification:
+    """Prove this session where a person sees it crash; else a child process, which may."""
+    return verify_here(environment) if front_end.interactive else _verify_in_child(environment)
+
+
+def _verify_in_child(environment: Environment) -> Verification:
     return verify(environment, read_expectation(environment.prefix), in_process=False)
 
 
