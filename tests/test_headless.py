@@ -181,6 +181,6 @@ def test_a_tool_fails_where_the_words_do(workplace: Workplace) -> None:
     path = workplace.notebook(LOAD, "%torchenv install cpu torch==9", "print('after')")
     completed = run_tool(workplace, "papermill")
     assert completed.returncode == 1
-    assert "No build of PyTorch fits: cpu was asked for: no torch==9" in completed.stderr
+    assert "torch==9" in completed.stderr
     notebook = nbformat.read(path, as_version=4)
     assert "after" not in outputs_of(notebook, len(notebook.cells) - 1)

@@ -152,16 +152,23 @@ def make_plan(
     TargetError, RequestError, SelectionError, PlanError, UvError, InstallCancelled
     """
     check_target(environment)
-    if selection.backend is None:
-        message = f"No build of PyTorch fits: {' '.join(selection.warnings) or selection.reason}"
-        raise SelectionError(message, hint="see `%torchenv list` for every build and its reason")
     check_requirements(request.requirements)
+    # The catalog ends on the day that it was made, and a person may know better: of a backend that
+    # was named, the index decides what there is.
+    backend = selection.backend or request.backend
+    if backend is None:
+        reasons = "; ".join((selection.reason, *selection.warnings))
+        raise SelectionError(
+            f"No build of PyTorch fits: {reasons}",
+            hint="see `%torchenv list` for every build and its reason, or name a backend: the "
+            "index then decides what there is",
+        )
     wish = Cancellation()
     planner = _Planner(
         uv=find_uv(),
         environment=environment,
         request=request,
-        backend=selection.backend,
+        backend=backend,
         reason=selection.reason,
         exclusion=selection.exclusion,
         on_event=guarded(on_event),
