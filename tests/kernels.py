@@ -92,6 +92,20 @@ class Kernel:
         self.client.shell_channel.send(message)
         return str(message["header"]["msg_id"])
 
+    def settle(self) -> None:
+        """Return once the kernel's process has received what was sent, also while a cell runs.
+
+        The control channel is answered meanwhile, and what came before lies on the same thread.
+        """
+        message = self.client.session.msg("kernel_info_request")
+        self.client.control_channel.send(message)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            left = max(0, deadline - time.monotonic())
+            reply = self.client.get_control_msg(timeout=left)
+            if reply["parent_header"]["msg_id"] == message["header"]["msg_id"]:
+                return
+
     def run(self, code: str, **options: Any) -> Message:
         """Run a cell and return the content of its reply; raises `CellError` where it fails."""
         reply = self.reply(self.send(code, **options))

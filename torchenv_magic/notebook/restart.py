@@ -317,6 +317,25 @@ class _KernelProcess:
             return False
         return True
 
+    def hold_queue(self) -> None:
+        """Abort every cell that still comes, until `release_queue`."""
+        self.abort_queue()
+        # The kernel takes its flag back once the cells that waited then are through; ipykernel 6
+        # and 7 keep it in a trait. Their other messages (widgets, completion) are still answered.
+        with contextlib.suppress(Exception):
+            self._kernel.observe(self._abort_still, "_aborting")
+            self._kernel._aborting = True  # noqa: SLF001
+
+    def release_queue(self) -> None:
+        """Let cells run again."""
+        with contextlib.suppress(Exception):
+            self._kernel.unobserve(self._abort_still, "_aborting")
+            self._kernel._aborting = False  # noqa: SLF001
+
+    def _abort_still(self, change: Mapping[str, Any]) -> None:
+        if not change["new"]:
+            self._kernel._aborting = True  # noqa: SLF001
+
     def replace(self) -> NoReturn:
         """Start this process's program over, with its first environment and directory.
 
@@ -386,8 +405,9 @@ class _Attempt:
         self._process.between_cells(lambda: self._after_cell(helper))
 
     def _after_cell(self, helper: _Helper) -> None:
-        # Again, as a picker's click comes while any cell runs and others wait.
-        self._process.abort_queue()
+        # Cells that wait behind the one that ran as the picker was clicked, and those that are
+        # run while the helper gets ready, go back to not having run.
+        self._process.hold_queue()
         # The loop comes here before the cell's reply is sent, so the helper asks for that itself.
         helper.order("go")
 
@@ -422,6 +442,7 @@ class _Attempt:
 
     def _give_up(self) -> None:
         self.over = True
+        self._process.between_cells(self._process.release_queue)
         why = "; ".join(self._failures) or self._choice.first.reason
         error = RestartError(
             f"The kernel was not restarted: {why}",

@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,11 @@ RESTART_SECONDS = 120.0
 """How long the server may take to answer the restart: it waits 60 s for the kernel itself."""
 FRESH_KERNEL_SECONDS = 60.0
 CODE_SECONDS = 600.0
+_DISPLAY_SECONDS = 30.0
+_HEARD_SECONDS = (0.5, 2.0)
+"""How long after the fresh kernel's first answer an update is published again."""
 _ASK_AGAIN_SECONDS = 0.5
+_ASK_AGAIN_AT_MOST_SECONDS = 30.0
 _ALIVE_SECONDS = 2.0
 
 _log = logging.getLogger("torchenv_magic.restart")
@@ -187,8 +192,12 @@ def _do(job: Job, orders: _Orders) -> bool:
     while True:
         order = orders.next()
         if order == "go":
-            if not _wait_until_idle(job, orders):
-                return True
+            client = _open_client(job)
+            try:
+                if not _meet(client, give_up=orders.have_ended):
+                    return True
+            finally:
+                client.stop_channels()
             _report("idle", pid=os.getpid())
             if job.server is not None:
                 return _restart_by_server(job, job.server)
@@ -245,47 +254,12 @@ def _detach() -> None:
 # --- the kernel -----------------------------------------------------------------------------------
 
 
-def _open_client(job: Job, *, iopub: bool) -> BlockingKernelClient:
-    from jupyter_client.blocking.client import BlockingKernelClient
-
-    client = BlockingKernelClient()
-    client.load_connection_file(job.connection_file)
-    client.start_channels(shell=True, iopub=iopub, stdin=False, hb=False, control=False)  # noqa: S604
-    return client
-
-
-def _wait_until_idle(job: Job, orders: _Orders) -> bool:
-    """Wait until the old kernel has sent all that the running cell says; return whether it lives.
-
-    A kernel handles one request of the shell channel at a time, and sends in order: once a later
-    request is answered and its `idle` is seen, the cell's reply and outputs have gone out.
-    """
-    client = _open_client(job, iopub=True)
-    try:
-        asked: set[str] = set()
-        answered = False
-        while not orders.have_ended():
-            asked.add(client.kernel_info())
-            # Asked again because a subscription to IOPub takes effect some time after it is made.
-            deadline = time.monotonic() + _ASK_AGAIN_SECONDS
-            while not answered or time.monotonic() < deadline:
-                if not answered:
-                    try:
-                        answered = (
-                            _parent(client.get_shell_msg(timeout=_ASK_AGAIN_SECONDS)) in asked
-                        )
-                    except queue.Empty:
-                        if orders.have_ended():
-                            return False
-                    continue
-                with contextlib.suppress(queue.Empty):
-                    message = client.get_iopub_msg(timeout=_ASK_AGAIN_SECONDS)
-                    state = message["content"].get("execution_state")
-                    if state == "idle" and _parent(message) in asked:
-                        return True
-        return False
-    finally:
-        client.stop_channels()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    failure: str | None = None
+    """What went wrong; None where the code ran well."""
+    update: dict[str, Any] | None = None
+    """The last update of the job's display that the code published."""
 
 
 def run_in_fresh_kernel(job: Job) -> bool:
@@ -293,50 +267,132 @@ def run_in_fresh_kernel(job: Job) -> bool:
 
     Where it does not, the display that the old kernel left says so.
     """
-    client = _open_client(job, iopub=False)
+    client = _open_client(job)
     try:
-        if not _wait_until_ready(client, time.monotonic() + FRESH_KERNEL_SECONDS):
+        if not _meet(client, give_up=_after(FRESH_KERNEL_SECONDS)):
             _log.error("the fresh kernel gave no answer within %.0f s", FRESH_KERNEL_SECONDS)
             return False
-        outcome = _execute(client, job, job.code, time.monotonic() + CODE_SECONDS)
-        if outcome is None:
-            return True
-        _log.error("the code in the fresh kernel: %s", outcome)
-        if (
-            job.display_id is not None
-            and Path(job.connection_file).exists()
-            and _wait_until_ready(client, time.monotonic() + FRESH_KERNEL_SECONDS)
-        ):
-            text = f"The kernel was restarted, but the verification did not run: {outcome}"
+        met = time.monotonic()
+        outcome = _execute(client, job, job.code, seconds=CODE_SECONDS)
+        update = outcome.update
+        if outcome.failure is not None:
+            _log.error("the code in the fresh kernel: %s", outcome.failure)
+            if job.display_id is None or not Path(job.connection_file).exists():
+                return False
+            # Another process, where the first one died of it.
+            if not _meet(client, give_up=_after(FRESH_KERNEL_SECONDS)):
+                return False
+            text = f"The kernel was restarted, but the verification did not run: {outcome.failure}"
             text += "\n\nhint: run the verification cell (`%torchenv verify`)"
-            _execute(client, job, _display_code(job.display_id, text), time.monotonic() + 10)
-        return False
+            code = _display_code({"data": {"text/plain": text}}, job.display_id)
+            met = time.monotonic()
+            update = _execute(client, job, code, seconds=_DISPLAY_SECONDS).update
+        if update is not None:
+            _repeat(client, job, update, since=met)
+        return outcome.failure is None
     finally:
         client.stop_channels()
 
 
-def _wait_until_ready(client: BlockingKernelClient, deadline: float) -> bool:
+def _repeat(
+    client: BlockingKernelClient, job: Job, update: dict[str, Any], *, since: float
+) -> None:
+    """Publish an early update again, for those who listen from a moment later.
+
+    The front end's own connection finds the fresh kernel when it tries again, at intervals of some
+    tenths of a second, and nobody else knows when. The same update twice changes nothing.
+    """
+    shown = time.monotonic() - since
+    code = _display_code(update, str(job.display_id))
+    for seconds in _HEARD_SECONDS:
+        if shown < seconds:
+            time.sleep(max(0.0, since + seconds - time.monotonic()))
+            _execute(client, job, code, seconds=_DISPLAY_SECONDS)
+
+
+def _open_client(job: Job) -> BlockingKernelClient:
+    from jupyter_client.blocking.client import BlockingKernelClient
+
+    client = BlockingKernelClient()
+    client.load_connection_file(job.connection_file)
+    # No heartbeat: a busy machine misses beats of a kernel that lives.
+    client.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=False)  # noqa: S604
+    return client
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    deadline = time.monotonic() + seconds
+    return lambda: time.monotonic() > deadline
+
+
+def _meet(client: BlockingKernelClient, *, give_up: Callable[[], bool]) -> bool:
+    """Wait until the kernel has answered and is heard to be idle; return whether it was.
+
+    A kernel handles one request of the shell channel at a time, and sends in order: once this one
+    is answered and its `idle` is seen, the replies and outputs of earlier ones have gone out, and
+    what it publishes from now on is heard.
+    """
     asked: set[str] = set()
-    while time.monotonic() < deadline:
+    answered = False
+    pause = _ASK_AGAIN_SECONDS
+    while not give_up():
+        # More than once: a request may go to a process that ends, and a subscription to IOPub
+        # takes effect some time after it is made.
         asked.add(client.kernel_info())
-        try:
-            while True:
-                if _parent(client.get_shell_msg(timeout=_ASK_AGAIN_SECONDS)) in asked:
-                    return True
-        except queue.Empty:
-            continue
+        until = time.monotonic() + pause
+        pause = min(2 * pause, _ASK_AGAIN_AT_MOST_SECONDS)
+        while (left := until - time.monotonic()) > 0:
+            try:
+                if answered:
+                    message = client.get_iopub_msg(timeout=min(left, _ASK_AGAIN_SECONDS))
+                    state = message["content"].get("execution_state")
+                    if state == "idle" and _parent(message) in asked:
+                        return True
+                elif _parent(client.get_shell_msg(timeout=min(left, _ASK_AGAIN_SECONDS))) in asked:
+                    answered = True
+                    pause = _ASK_AGAIN_SECONDS
+                    until = time.monotonic() + pause
+            except queue.Empty:
+                if give_up():
+                    return False
     return False
 
 
-def _execute(client: BlockingKernelClient, job: Job, code: str, deadline: float) -> str | None:
-    """Run `code` and return None, or what went wrong.
+def _execute(client: BlockingKernelClient, job: Job, code: str, *, seconds: float) -> _Outcome:
+    """Run `code` silently.
 
-    `silent` still makes the kernel say `idle` for an execution, which takes the front end's status
-    from "Starting"; and what the code displays is shown.
+    What it displays is shown, and the kernel says `idle` for an execution, which takes the front
+    end's status from "Starting".
     """
     message_id = client.execute(
         code, silent=True, store_history=False, allow_stdin=False, stop_on_error=False
     )
+    failure = _reply_to(client, message_id, job, seconds=seconds)
+    update = None
+    deadline = time.monotonic() + (_DISPLAY_SECONDS if failure is None else 0)
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            message = client.get_iopub_msg(timeout=left)
+        except queue.Empty:
+            break
+        if _parent(message) != message_id:
+            continue
+        content = message["content"]
+        if content.get("execution_state") == "idle":
+            break
+        if (
+            message["msg_type"] == "update_display_data"
+            and content.get("transient", {}).get("display_id") == job.display_id
+        ):
+            update = content
+    return _Outcome(failure=failure, update=update)
+
+
+def _reply_to(
+    client: BlockingKernelClient, message_id: str, job: Job, *, seconds: float
+) -> str | None:
+    """Wait for the reply to an execution; return what went wrong, None where nothing did."""
+    deadline = time.monotonic() + seconds
     later: set[str] = set()
     rounds_without_file = 0
     while time.monotonic() < deadline:
@@ -363,15 +419,17 @@ def _execute(client: BlockingKernelClient, job: Job, code: str, deadline: float)
                 # The answer to the earlier request never comes before this one's from the same
                 # process: another one has taken its place.
                 return "the kernel died"
-    return f"no answer within {CODE_SECONDS:.0f} s"
+    return f"no answer within {seconds:.0f} s"
 
 
-def _display_code(display_id: str, text: str) -> str:
+def _display_code(update: Mapping[str, Any], display_id: str) -> str:
     # One expression, so that no name is left among the user's; plain IPython, as our own package
     # may be what is broken.
     return (
-        "__import__('IPython.display', fromlist=['update_display']).update_display("
-        f"{{'text/plain': {text!r}}}, raw=True, display_id={display_id!r})"
+        "__import__('IPython.display', fromlist=['display']).display("
+        f"__import__('json').loads({json.dumps(update['data'])!r}), "
+        f"metadata=__import__('json').loads({json.dumps(update.get('metadata') or {})!r}), "
+        f"raw=True, display_id={display_id!r}, update=True)"
     )
 
 
