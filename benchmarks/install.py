@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measuring import BenchmarkError, Comparison, Goal, Series, take_turns
 from benchmarks.stage import Stage, run_program, serve_torch
-from tests.browser.kernel_environment import interpreter_of, run_uv
+from tests.browser.kernel_environment import interpreter_of
 from tests.standin import StandIn
 
 __all__ = ["measure"]
@@ -29,13 +29,15 @@ def measure(stage: Stage) -> Iterator[Comparison]:
     The stand-in of the PyTorch index serves all packages: what torch depends on is made and small.
     """
     directory = stage.directory / "install"
+    # The copies have the bytecode that this leaves in the environment.
+    run_program([str(stage.environment.python), "-I", "-m", "torchenv_magic", "status"], os.environ)
     with StandIn() as standin:
         torch = serve_torch(standin, directory)
         standin.rate = stage.rate
         bench = _Bench(
             directory=directory,
             standin=standin,
-            python=stage.environment.python,
+            environment=stage.environment.directory,
             requirement=torch.requirement,
         )
         what = f"{torch.file_name}, {torch.size / 1e6:.0f} MB"
@@ -57,8 +59,8 @@ Install = Callable[[Path, Mapping[str, str]], dict[str, float]]
 class _Bench:
     directory: Path
     standin: StandIn
-    python: Path
-    """The interpreter that has the project, and uv."""
+    environment: Path
+    """What each run gets a copy of: the project, uv and a kernel."""
     requirement: str
 
     def compare(self, title: str, runs: int, cache: Path | None, goal: Goal) -> Comparison:
@@ -88,27 +90,26 @@ class _Bench:
         )
 
     def _run(self, install: Install, place: Path, cache: Path) -> dict[str, float]:
-        target = interpreter_of(place / "target")
-        run_uv("venv", "--no-project", "--python", str(self.python), str(place / "target"))
+        target = place / "target"
+        shutil.copytree(self.environment, target, symlinks=True, copy_function=os.link)
         if hasattr(os, "sync"):
             # Else the one waits for what the other has left to be written to the disk.
             os.sync()
         variables = self.standin.environment(cache, hermetic=True).apply(os.environ)
-        steps = install(target, variables)
-        torch = next(target.parent.parent.rglob("torch/version.py"), None)
-        if torch is None:
+        steps = install(interpreter_of(target), variables)
+        if next(target.rglob("torch/version.py"), None) is None:
             raise BenchmarkError("an install ended well, but there is no torch")
         return steps
 
-    def _ours(self, target: Path, variables: Mapping[str, str]) -> dict[str, float]:
-        command = [str(self.python), str(_CHILD), str(target), self.requirement]
+    def _ours(self, python: Path, variables: Mapping[str, str]) -> dict[str, float]:
+        command = [str(python), str(_CHILD), self.requirement]
         steps: dict[str, float] = json.loads(run_program(command, variables))
         return steps
 
-    def _bare(self, target: Path, variables: Mapping[str, str]) -> dict[str, float]:
-        question = [str(self.python), "-I", "-c", "import uv; print(uv.find_uv_bin())"]
+    def _bare(self, python: Path, variables: Mapping[str, str]) -> dict[str, float]:
+        question = [str(python), "-I", "-c", "import uv; print(uv.find_uv_bin())"]
         uv = run_program(question, variables).strip()
-        command = [uv, "pip", "install", f"--python={target}", "--torch-backend=cpu"]
+        command = [uv, "pip", "install", f"--python={python}", "--torch-backend=cpu"]
         started = time.perf_counter()
         run_program([*command, self.requirement], variables)
         return {"install": time.perf_counter() - started}

@@ -76,14 +76,17 @@ class Comparison:
         return tuple(ours / peer for ours, peer in pairs)
 
     @property
+    def differences(self) -> tuple[float, ...]:
+        """What we took more than the peer, in seconds, one value a run."""
+        pairs = zip(self.ours.seconds, self.peer.seconds, strict=True)
+        return tuple(ours - peer for ours, peer in pairs)
+
+    @property
     def judged(self) -> tuple[float, ...]:
         """What the goal is about, one value a run."""
         if self.goal is None or self.goal.kind == "ratio":
             return self.ratios
-        if self.goal.kind == "seconds":
-            return self.ours.seconds
-        pairs = zip(self.ours.seconds, self.peer.seconds, strict=True)
-        return tuple(ours - peer for ours, peer in pairs)
+        return self.ours.seconds if self.goal.kind == "seconds" else self.differences
 
     @property
     def met(self) -> bool | None:
@@ -107,10 +110,8 @@ class Comparison:
         lines = [self.title]
         lines += [f"  {_series_words(series, width)}" for series in (self.ours, self.peer)]
         lines.append(f"  {'ratio':<{width}}  {_range_words(self.ratios, '{:.2f}'.format)}")
+        lines.append(f"  {'difference':<{width}}  {_range_words(self.differences, _time)}")
         if self.goal is not None:
-            if self.goal.kind == "more":
-                words = _range_words(self.judged, _time)
-                lines.append(f"  {'difference':<{width}}  {words}")
             within = sum(value <= self.goal.limit for value in self.judged)
             verdict = f"{'met' if self.met else 'MISSED'} ({within} of {len(self.judged)} runs)"
             lines.append(f"  {'goal':<{width}}  {self.goal}: {verdict}")

@@ -1,4 +1,4 @@
-"""Install into the environment of argv[1] what argv[2] requires; print the seconds of each step.
+"""Install what argv[1] requires into this very environment; print the seconds of each step.
 
 The CPU build, by the public API: what `torchenv install cpu --json` does before it verifies.
 """
@@ -7,7 +7,6 @@ import json
 import sys
 import threading
 import time
-from pathlib import Path
 
 
 def main() -> None:
@@ -17,8 +16,8 @@ def main() -> None:
     from torchenv_magic.builds.backend import Backend
 
     imported = time.perf_counter()
-    request = Request(backend=Backend.parse("cpu"), requirements=(sys.argv[2],))
-    environment = read_environment(Path(sys.argv[1]))
+    request = Request(backend=Backend.parse("cpu"), requirements=(sys.argv[1],))
+    environment = read_environment()
     selection = select(detect(), request, interpreter=environment.interpreter)
     selected = time.perf_counter()
     planned = plan(selection, environment, request)
