@@ -398,7 +398,7 @@ def read_changes(answer: str, environment: Environment) -> tuple[Change, ...]:
             actions.setdefault(canonicalize_name(entry["name"]), {})[entry["action"]] = str(
                 Version(entry["version"])
             )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = "uv's answer has a form that this version of torchenv_magic does not know"
         raise UvError(
             message, hint="run `%pip install --upgrade torchenv-magic`", detail=answer

@@ -74,13 +74,14 @@ def format_bytes(count: float) -> str:
     >>> format_bytes(191794682)
     '191.8 MB'
     """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            number = count / size
-            return (
-                f"{number:.0f} {unit}" if number >= 1000 or unit == "kB" else f"{number:.1f} {unit}"
-            )
-    return f"{count:.0f} B"
+    if count < 1000:
+        return f"{count:.0f} B"
+    # Rounded before it is compared: 999.96 MB is 1.0 GB, not 1000.0 MB.
+    if round(count / 1e3) < 1000:
+        return f"{count / 1e3:.0f} kB"
+    if round(count / 1e6, 1) < 1000:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.1f} GB"
 
 
 def _format_seconds(seconds: float) -> str:
@@ -93,8 +94,11 @@ def _format_seconds(seconds: float) -> str:
 #   torch                ------------------------------ 2.87 MiB/182.91 MiB
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CUT_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*)?$")
+# A frame begins with its headline. After a broken download the frames have two bars of one name,
+# the new one first; the old one stays where it was until all is done.
 _BAR = re.compile(
-    r"([A-Za-z0-9][\w.-]*)\s+-{30}\s+([\d.]+) ?(B|KiB|MiB|GiB)/([\d.]+) ?(B|KiB|MiB|GiB)"
+    r"(?P<headline>Preparing packages\.\.\.)|([A-Za-z0-9][\w.-]*)\s+-{30}\s+"
+    r"([\d.]+) ?(B|KiB|MiB|GiB)/([\d.]+) ?(B|KiB|MiB|GiB)"
 )
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # indicatif redraws every active bar about twenty times a second: one that is not drawn while
@@ -117,6 +121,8 @@ class BarReader:
     stands from the first frame on. What uv draws beside it is counted too."""
     clock: Callable[[], float] = time.monotonic
     _tail: str = ""
+    _frame: set[str] = field(default_factory=set)
+    _broken_off: set[tuple[str, str, str]] = field(default_factory=set)
     _bars: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     _samples: list[tuple[float, int]] = field(default_factory=list)
 
@@ -131,14 +137,20 @@ class BarReader:
         drawn = False
         for match in _BAR.finditer(content):
             end = match.end()
-            shown = int(float(match[4]) * _UNITS[match[5]])
+            if match["headline"]:
+                self._frame.clear()
+                continue
+            name = canonicalize_name(match[2])
+            shown = int(float(match[5]) * _UNITS[match[6]])
+            if name in self._frame:
+                self._broken_off.add((name, match[3], match[4]))
             # The first frame of a download says 0/0.
-            if not shown:
+            if not shown or (name, match[3], match[4]) in self._broken_off:
                 continue
             drawn = True
-            name = canonicalize_name(match[1])
+            self._frame.add(name)
             total = self.expected.get(name, shown)
-            done = int(float(match[2]) * _UNITS[match[3]])
+            done = int(float(match[3]) * _UNITS[match[4]])
             self._bars[name] = (total if done >= shown else min(done, total), total, now)
         self._tail = content[max(end, len(content) - _LONGEST_BAR) :] + rest
         return self._bytes(now) if drawn else None
@@ -169,12 +181,11 @@ class BarReader:
         )
 
     def _rate(self, now: float, done: int) -> float | None:
+        if self._samples and done < self._samples[-1][1]:
+            # uv starts a broken download again from nothing: the rate is not known for a while.
+            self._samples.clear()
         self._samples.append((now, done))
         while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SECONDS:
             self._samples.pop(0)
         start, before = self._samples[0]
-        if done < before:
-            # uv starts a broken download again from nothing: the rate is not known for a while.
-            self._samples = [(now, done)]
-            return None
         return (done - before) / (now - start) if now - start > 1 and done > before else None

@@ -200,7 +200,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 _DRAWN = re.compile(
     r"[\u2800-\u28ff]|-{30}|[░█]|^Preparing packages\.\.\.|^Resolving dependencies\.\.\."
 )
-_ERASED = re.compile(r".*\x1b\[2K")
+_ERASE_LINE = "\x1b[2K"
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -210,8 +210,8 @@ def words(text: str) -> str:
     >>> words("\x1b[2K⠙ Resolving...\r\x1b[2KResolved 2 packages in 3ms\r\n")
     'Resolved 2 packages in 3ms'
     """
-    lines = [_ESCAPE.sub("", _ERASED.sub("", line)).rstrip() for line in re.split(r"\r?\n", text)]
-    kept = [line.rpartition("\r")[2] for line in lines]
+    lines = [line.rstrip("\r").rpartition(_ERASE_LINE)[2] for line in text.split("\n")]
+    kept = [_ESCAPE.sub("", line).rstrip().rpartition("\r")[2] for line in lines]
     return "\n".join(line for line in kept if not _DRAWN.search(line)).strip("\n")
 
 

@@ -1,0 +1,45 @@
+"""Lend environments to install into, each fresh; apart from `targets`, which tests import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.standin import StandIn
+from tests.targets import Target, make_environment, settle
+
+
+def _lead(monkeypatch: pytest.MonkeyPatch, standin: StandIn, cache: Path) -> None:
+    """Let this process meet the stand-in, and no server beside it."""
+    settings = standin.environment(cache, hermetic=True)
+    for name in settings.unset:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.set.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache for the tests that are not about fetching: what one fetched, all have."""
+    return tmp_path_factory.mktemp("warm-cache")
+
+
+@pytest.fixture
+def target(
+    tmp_path: Path, fresh_standin: StandIn, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Target]:
+    _lead(monkeypatch, fresh_standin, warm_cache)
+    yield Target(prefix=make_environment(tmp_path / "target"), standin=fresh_standin)
+    settle()
+
+
+@pytest.fixture
+def cold_target(
+    tmp_path: Path, fresh_standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Target]:
+    """Return a target whose cache is empty."""
+    _lead(monkeypatch, fresh_standin, tmp_path / "cache")
+    yield Target(prefix=make_environment(tmp_path / "target"), standin=fresh_standin)
+    settle()
