@@ -9,6 +9,7 @@ from IPython.display import display
 
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.expectation import read_expectation
+from torchenv_magic.notebook.cells import remember_placed
 from torchenv_magic.notebook.extension import load
 from torchenv_magic.notebook.rendering import verification_html
 from torchenv_magic.verification import Verification, verify
@@ -33,6 +34,8 @@ def show(display_id: str, lead: str) -> None:
     shell: InteractiveShell | None = get_ipython()
     if shell is not None:
         load(shell)
+        # The old kernel placed it; the file may not know yet.
+        remember_placed(shell)
     verification = verify_here()
     bundle = {
         "text/html": verification_html(verification, lead=lead),
