@@ -56,10 +56,14 @@ STYLE = """<style>
   text-align: left; vertical-align: top; padding: 0.15em 1em 0.15em 0; max-width: none;
   white-space: normal; border: 0;
 }
+.torchenv td:not(:last-child), .jp-RenderedHTMLCommon .torchenv td:not(:last-child) {
+  white-space: nowrap; overflow-wrap: normal;
+}
+.torchenv-scroll { overflow-x: auto; }
 .torchenv th, .jp-RenderedHTMLCommon .torchenv th {
   font-weight: normal; color: var(--jp-ui-font-color2, inherit);
 }
-.torchenv code, .torchenv pre {
+.torchenv :is(code, pre), .jp-RenderedHTMLCommon .torchenv :is(code, pre) {
   font-family: var(--jp-code-font-family, monospace); font-size: 0.95em;
   background: none; padding: 0; color: inherit;
 }
@@ -175,7 +179,7 @@ def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> st
         for a in alternatives
     )
     head = "".join(f"<th>{t}</th>" for t in ("Build", "Backend", "torch", "", "Reason"))
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return f"<div class='torchenv-scroll'><table><tr>{head}</tr>{rows}</table></div>"
 
 
 def selection_html(selection: Selection) -> str:
@@ -205,7 +209,8 @@ def changes_html(plan: Plan) -> str:
     head = "<tr><th></th><th>Package</th><th>now</th><th>then</th></tr>"
     return (
         f"<details><summary>{count} package{'' if count == 1 else 's'}, one by one</summary>"
-        f"<table>{head}{''.join(map(_change_row, by_importance(plan.changes)))}</table></details>"
+        f"<div class='torchenv-scroll'><table>{head}"
+        f"{''.join(map(_change_row, by_importance(plan.changes)))}</table></div></details>"
     )
 
 
