@@ -44,7 +44,7 @@ STYLE = """<style>
   text-wrap: pretty;
 }
 .torchenv .torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0.2em 0 0.5em; }
-.torchenv-facts { display: grid; grid-template-columns: 7em 1fr; gap: 0.15em 1em; }
+.torchenv-facts { display: grid; grid-template-columns: 8em 1fr; gap: 0.15em 1em; }
 .torchenv-facts > div { min-width: 0; }
 .torchenv-facts > div:nth-child(odd) { color: var(--jp-ui-font-color2, inherit); }
 .torchenv table, .jp-RenderedHTMLCommon .torchenv table {
