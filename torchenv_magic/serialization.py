@@ -49,7 +49,7 @@ def from_json(kind: type[Record], data: object) -> Record:
     return typing.cast(Record, _read(kind, data))
 
 
-def _read(kind: Any, data: Any) -> Any:  # noqa: PLR0911  (one return a JSON shape)
+def _read(kind: Any, data: Any) -> Any:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         if data is None:

@@ -402,7 +402,7 @@ def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
     for field, text, says in (
         ("more packages", "torch==", "torch== is not a requirement"),
         ("more packages", "--index-url x", "--index-url is an option, not a requirement"),
-        ("more packages", "no-such-package-at-all", "no-such-package-at-all is on none of the indexes"),
+        ("more packages", "no-such-package-at-all", "is on none of the indexes"),
         ("torch version", "99.0", r"torch==99\.0"),
     ):
         page.fill(1, field, text)
