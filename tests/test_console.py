@@ -87,6 +87,11 @@ def ipython(workplace: Workplace) -> contextlib.AbstractContextManager[Session]:
 
 def test_the_console_gets_a_fresh_kernel_and_goes_on(workplace: Workplace) -> None:
     workplace.standin.rate = 1_000_000
+    workplace.cache = workplace.directory / "cache"
+    starts = workplace.directory / "starts"
+    startup = workplace.directory / "ipython" / "profile_default" / "startup" / "tell.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(f"with open({str(starts)!r}, 'a') as file:\n    file.write('x')\n", "utf-8")
     with console(workplace) as session:
         process = re.findall(
             r"process (\d+)", session.ask("import os; print('process', os.getpid()); kept = 1")
@@ -99,8 +104,11 @@ def test_the_console_gets_a_fresh_kernel_and_goes_on(workplace: Workplace) -> No
             r"Installed torch 2\.13\.0\+cpu and 1 other package in [\d.]+ s\. "
             r"Restarting the kernel…\r\n"
         )
-        # The next prompt has the verification in it: Enter runs it.
+        # The next prompt has the verification in it: Enter runs it, once the kernel is there. Who
+        # is quicker reads "Aborted".
         session.expect("verify")
+        while len(starts.read_text("utf-8")) < 2:
+            session.child.expect(pexpect.TIMEOUT, timeout=0.05)
         session.type("")
         session.expect("PyTorch works\r\n")
         session.expect("5 of 5 passed")

@@ -243,10 +243,11 @@ def test_an_error_can_be_caught(shell: InteractiveShell) -> None:
 
 
 def test_what_fits_nowhere_is_said_with_what_would_fit(shell: InteractiveShell) -> None:
-    error, text = failure(shell, "%torchenv plan cpu torch==9.9")
+    error, text = failure(shell, "%torchenv plan torch==9.9")
     assert type(error) is SelectionError
-    assert "no torch==9.9 on this index for this Python" in text
-    assert "\n\nhint: " in text
+    assert "No build of PyTorch fits: no build of torch==9.9 can be installed here: " in text
+    assert " would fit" in text
+    assert "\n\nhint: see `%torchenv list` for every build and its reason" in text
 
 
 def test_verify_without_torch_shows_the_table_and_raises(shell: InteractiveShell) -> None:

@@ -161,10 +161,11 @@ def _judge(words: Words, verification: Verification) -> int:
 
 def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
     status = read_status(words.request, python=words.python)
-    warnings = status.selection.warnings
-    if status.selection.backend is not None:  # else they are the error's
-        for warning in warnings:
-            _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
+    warnings: tuple[str, ...] = ()
+    if status.selection.backend or words.request.backend:  # else they are the error's
+        warnings = status.selection.warnings
+    for warning in warnings:
+        _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
     try:
         with contextlib.closing(_Progress()) as progress:
             plan = make_plan(

@@ -157,7 +157,7 @@ def make_plan(
     # was named, the index decides what there is.
     backend = selection.backend or request.backend
     if backend is None:
-        reasons = "; ".join((selection.reason, *selection.warnings))
+        reasons = "; ".join(selection.warnings or (selection.reason,))
         raise SelectionError(
             f"No build of PyTorch fits: {reasons}",
             hint="see `%torchenv list` for every build and its reason, or name a backend: the "

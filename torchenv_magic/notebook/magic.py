@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -113,8 +114,7 @@ def _plan(shell: InteractiveShell, words: Words) -> Plan | None:
     view.clear()
     if state.plan is None:
         return None
-    more = (*status.selection.warnings, *filter(None, (status.recovered,)))
-    return replace(state.plan, notes=(*state.plan.notes, *more))
+    return replace(state.plan, notes=(*state.plan.notes, *_warnings(status, words)))
 
 
 def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG001
@@ -152,7 +152,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     try:
         status = read_status(words.request)
         if words.word == "install":
-            view.warn(status)
+            view.warn(_warnings(status, words))
         only_plan = words.word == "plan"
         job = Job(status, words.request, consent=words.yes, only_plan=only_plan)
         job.start()
@@ -340,9 +340,9 @@ class _View:
             text += f"\n{progress_words(state.bytes)}"
         self._put(progress_html(state.message, state.bytes, state.log), text)
 
-    def warn(self, status: Status) -> None:
+    def warn(self, texts: Iterable[str]) -> None:
         """Say what selection warns of, in outputs of their own that stay."""
-        for text in _warnings(status):
+        for text in texts:
             html = message_html(f"Warning: {text}", tone="warn")
             bundle = {"text/html": html, "text/plain": f"warning: {text}"}
             display(bundle, raw=True)  # type: ignore[no-untyped-call]
@@ -389,8 +389,8 @@ class _TextView(_View):
             self._columns = len(text)
         self._last = state
 
-    def warn(self, status: Status) -> None:
-        for text in _warnings(status):
+    def warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
             self.say(f"warning: {text}")
 
     def say(self, text: str, *, tone: str = "") -> None:  # noqa: ARG002
@@ -412,10 +412,10 @@ class _TextView(_View):
             self._columns = 0
 
 
-def _warnings(status: Status) -> list[str]:
+def _warnings(status: Status, words: Words) -> list[str]:
     selection = status.selection
-    # Where nothing was chosen they are the words of the error that follows.
-    warnings = selection.warnings if selection.backend is not None else ()
+    # Where there is no backend they are the words of the error that follows.
+    warnings = selection.warnings if selection.backend or words.request.backend else ()
     return [*warnings, *filter(None, (status.recovered,))]
 
 
