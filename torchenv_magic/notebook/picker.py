@@ -160,7 +160,7 @@ class Picker:
         self._install = self._button(_INSTALL, self._on_install, primary=True)
         self._show_plan = self._button("Show plan", self._on_plan)
         self._cancel = self._button("Cancel", self._on_cancel)
-        self._use_offer = self._button("", self._on_offer)
+        self._use_offer = self._button("", self._on_offer, primary=True)
         self._restart_now = self._button("Restart now", self._on_restart_now, primary=True)
         self._keep = self._button("Keep the session", self._on_keep)
         self._buttons = _row(self._install, self._show_plan)
@@ -459,17 +459,19 @@ class Picker:
 
     def _fail(self, error: TorchEnvError) -> None:
         self._idle()
-        parts = [
-            "<div class='torchenv' role='alert'><p class='torchenv-bad'>",
-            f"{words_html(error.message)}</p>",
-        ]
-        hint = error.hint
+        hint, tone = error.hint, "torchenv-bad"
         if isinstance(error, IndexUnreachableError) and error.offers:
+            # There is a way on, so it is no alarm.
+            tone = "torchenv-warn"
             self._offer = error.offers[0]
             version = self._offer.versions.get("torch", "")
             self._use_offer.description = f"Install torch {version} from there and restart kernel"
             self._buttons.children = (self._use_offer, self._show_plan)
             hint = ""
+        parts = [
+            f"<div class='torchenv' role='alert'><p class='{tone}'>",
+            f"{words_html(error.message)}</p>",
+        ]
         if hint:
             parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
         parts.append(log_html(error.detail.splitlines(), title="what uv said"))
