@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from tests.standin import Fault
 from tests.workplace import Workplace
 from torchenv_magic.cli import main
 from torchenv_magic.environment import read_environment
+from torchenv_magic.installation.locking import locked
+from torchenv_magic.status import read_status
 
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminals of POSIX")
 
@@ -319,6 +323,60 @@ def test_a_system_that_manages_itself_is_left_alone(
     )
 
 
+def test_a_uv_that_is_missing_or_too_old_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "uv", None)
+    assert main(["plan", "cpu"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: uv is not installed beside torchenv_magic, so nothing can be installed\n\n"
+        "hint: run `pip install uv`, then try again\n"
+    )
+    if sys.platform == "win32":
+        return
+    old = tmp_path / "uv"
+    old.write_text("#!/bin/sh\necho 'uv 0.11.7 (made for tests)'\n")
+    old.chmod(0o755)
+    module = types.ModuleType("uv")
+    module.find_uv_bin = lambda: str(old)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uv", module)
+    assert main(["plan", "cpu"]) == 1
+    assert re.search(
+        r"error: uv 0\.11\.7 is too old: .* 0\.12\.18 or newer\n\n"
+        r"hint: run `pip install --upgrade uv`, then try again\n$",
+        capsys.readouterr().err,
+    )
+
+
+def test_without_a_network_and_without_a_folder_the_hint_names_both(
+    workplace: Workplace, target: Path
+) -> None:
+    away: dict[str, str | None] = {
+        **dict.fromkeys(("HTTPS_PROXY", "https_proxy"), "http://127.0.0.1:9"),
+        **dict.fromkeys(("ALL_PROXY", "all_proxy")),
+        "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
+        "UV_HTTP_RETRIES": "0",
+    }
+    failed = torchenv(workplace, "install", "cpu", "--python", target, status=1, variables=away)
+    message, _, hint = failed.stderr.rpartition("\nerror: ")[2].partition("\n\nhint: ")
+    assert "can't be reached" in message
+    assert "UV_FIND_LINKS" in hint
+    assert installed(target) == {}
+
+
+def test_a_status_beside_a_switch_that_is_under_way(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchenv_magic.installation.install._SWITCH_SECONDS", 0.0)
+    environment = read_environment(target)
+    with locked(environment):
+        (target / ".torchenv" / "journal.json").write_text("{}")
+        status = read_status(python=target)
+    assert status.recovered is None
+    assert f"Another install works on `{target}`" in (status.unrepaired or "")
+    assert str(status).endswith(f"note         {status.unrepaired}")
+
+
 # --------------------------------------------------------------------------------- pipes, terminals
 
 
@@ -417,6 +475,11 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
     )
     workplace.standin.wait_for(r"torch-2\.13\.0.*\.whl$", sent=300_000, timeout=SECONDS)
     assert uv_processes(workplace.variables)
+    # Who only looks meanwhile is answered; who would change something too is not.
+    status = torchenv(workplace, "status", "--python", target).stdout
+    assert "installed    torch 2.12.0+cpu\n" in status
+    busy = torchenv(workplace, "install", "cpu", "torchaudio", "--python", target, status=1)
+    assert f"error: Another install works on `{target}` (process {process.pid})" in busy.stderr
     stopped = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=SECONDS)

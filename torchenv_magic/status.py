@@ -9,8 +9,9 @@ from pathlib import Path
 from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, installed_backend, read_environment
-from torchenv_magic.errors import BusyError, TargetError
+from torchenv_magic.errors import InstallError, TargetError
 from torchenv_magic.installation.install import recover_environment
+from torchenv_magic.installation.transaction import is_interrupted
 from torchenv_magic.selection import Request, Selection, select
 
 __all__ = ["Status", "read_repaired", "read_status", "verdict"]
@@ -118,10 +119,12 @@ def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, 
         There is no such interpreter.
     """
     environment = read_environment(python)
+    changing = is_interrupted(environment)
     try:
         recovered = recover_environment(environment)
-    except (BusyError, TargetError) as error:
+    except (InstallError, TargetError) as error:
         return environment, None, error.message
-    if recovered is not None:
+    # What was changing may also have come to its end by itself meanwhile.
+    if changing or recovered is not None:
         environment = read_environment(python)
     return environment, recovered, None
