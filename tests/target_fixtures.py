@@ -9,6 +9,7 @@ import pytest
 
 from tests.standin import StandIn
 from tests.targets import Target, make_environment, settle
+from torchenv_magic.installation.plan import Plan
 
 
 def _lead(monkeypatch: pytest.MonkeyPatch, standin: StandIn, cache: Path) -> None:
@@ -26,12 +27,23 @@ def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("warm-cache")
 
 
+@pytest.fixture(scope="session")
+def empty_plans() -> dict[tuple[str, ...], Plan]:
+    return {}
+
+
 @pytest.fixture
 def target(
-    tmp_path: Path, fresh_standin: StandIn, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    fresh_standin: StandIn,
+    warm_cache: Path,
+    empty_plans: dict[tuple[str, ...], Plan],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Target]:
     _lead(monkeypatch, fresh_standin, warm_cache)
-    yield Target(prefix=make_environment(tmp_path / "target"), standin=fresh_standin)
+    yield Target(
+        prefix=make_environment(tmp_path / "target"), standin=fresh_standin, plans=empty_plans
+    )
     settle()
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -36,6 +36,8 @@ class Target:
 
     prefix: Path
     standin: StandIn
+    plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
+    """What was planned for an empty environment, and holds in each."""
 
     @property
     def python(self) -> Path:
@@ -77,6 +79,13 @@ class Target:
         return install_plan(
             self.plan(backend, *requirements), on_event=on_event, cancellation=cancellation
         )
+
+    def fill(self, backend: str, *requirements: str) -> None:
+        """Bring what a test starts from: an empty environment is planned for once a session."""
+        key = (backend, self.read().interpreter.tag, *requirements)
+        if key not in self.plans:
+            self.plans[key] = self.plan(backend, *requirements)
+        install_plan(replace(self.plans[key], python=self.python, prefix=self.prefix))
 
     def uv(self, *arguments: str) -> None:
         """Install as a person would, by uv alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +21,10 @@ from torchenv_magic.environment import (
     read_environment,
 )
 from torchenv_magic.errors import BusyError, InstallError
-from torchenv_magic.expectation import (
-    Expectation,
-    expectation_path,
-    read_expectation,
-    write_expectation,
-)
+from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import missing_files
 from torchenv_magic.installation.locking import locked, uv_locked
-from torchenv_magic.installation.plan import Change, Plan
+from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
 from torchenv_magic.installation.staging import check_space, stage
 from torchenv_magic.installation.transaction import (
@@ -177,7 +172,7 @@ def check_current(plan: Plan, environment: Environment) -> None:
     InstallError
         Something was installed or removed in between.
     """
-    for change in plan.changes:
+    for change in by_importance(plan.changes):
         # Two of one name are what a killed uv leaves: the plan replaces both.
         found: list[str | None] = [
             package.version for package in environment.packages if package.name == change.name
@@ -192,6 +187,8 @@ def check_current(plan: Plan, environment: Environment) -> None:
 
 def check_staged(plan: Plan, site: Path) -> None:
     """Check that all that the plan brings lies in the stage, whole.
+
+    uv's exit status is no proof: it is 0 also where a switch did nothing.
 
     Raises
     ------
@@ -215,39 +212,29 @@ def _switch(
 ) -> Expectation:
     tell(Event(phase="switch", message=f"Switching {plan.prefix}"))
     cancellation.raise_if_requested()
-    wish = read_expectation(environment.prefix)
+    expectation = _expectation(plan, environment)
     try:
         transaction.switch(
             (change.name for change in plan.changes if change.before is not None),
             incoming=plan.versions,
+            expectation=expectation,
         )
-        tell(Event(phase="check", message="Checking that every file is there"))
-        after = _read(plan)
-        check_switched(plan, after)
-        expectation = _expectation(plan, after)
-        write_expectation(environment.prefix, expectation)
+        tell(Event(phase="check", message="Checking the result"))
+        check_switched(plan, _read(plan))
         cancellation.raise_if_requested()
         transaction.commit()
     except BaseException:
         if transaction.can_roll_back:
             tell(Event(phase="restore", message="Putting back what was there before"))
             transaction.roll_back()
-            _restore_expectation(environment.prefix, wish)
         raise
     return expectation
-
-
-def _restore_expectation(prefix: Path, wish: Expectation | None) -> None:
-    if wish is None:
-        expectation_path(prefix).unlink(missing_ok=True)
-    elif read_expectation(prefix) != wish:
-        write_expectation(prefix, wish)
 
 
 def check_switched(plan: Plan, after: Environment) -> None:
     """Check that the environment is exactly what the plan promised.
 
-    uv's exit status is no proof: it is 0 where a switch did nothing.
+    That every file is there was checked in the stage, and a rename loses none.
 
     Raises
     ------
@@ -259,7 +246,6 @@ def check_switched(plan: Plan, after: Environment) -> None:
         there = " and ".join(package.version for package in found)
         if len(found) > 1 or not _same(there or None, change.after):
             problems.append(f"{change.name} is {there or 'missing'}, not {change.after or 'gone'}")
-    problems += missing_files(after.site_packages, plan.versions)
     backend = installed_backend(after)
     if after.installed("torch") and backend not in (plan.backend, None):
         problems.append(f"torch is a build for {backend}, not for {plan.backend}")
@@ -281,15 +267,18 @@ def _same(one: str | None, other: str | None) -> bool:
 
 
 def _expectation(plan: Plan, environment: Environment) -> Expectation:
+    """Return what will be there of what was asked for, once the plan is carried out."""
+    there = {package.name: package.version for package in environment.packages}
+    for change in plan.changes:
+        there.pop(change.name, None)
+    there |= plan.versions
     asked = [canonicalize_name(Requirement(text).name) for text in plan.request.requirements]
     return Expectation(
         requirements=plan.request.requirements,
         backend=plan.backend,
-        versions=tuple(_versions(environment, [*FAMILY_MEMBERS, *asked])),
+        versions=tuple(
+            (name, there[name])
+            for name in dict.fromkeys([*FAMILY_MEMBERS, *asked])
+            if name in there
+        ),
     )
-
-
-def _versions(environment: Environment, names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for name in dict.fromkeys(names):
-        if (package := environment.installed(name)) is not None:
-            yield name, package.version

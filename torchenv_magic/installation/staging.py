@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from torchenv_magic.errors import DiskSpaceError, TargetError
+from torchenv_magic.errors import DiskSpaceError, InstallCancelled, TargetError
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.plan import (
     LockedPackage,
@@ -96,22 +96,33 @@ def _is_cached(uv: Uv, python: Path, lock: str, cancellation: Cancellation) -> b
     """Return whether uv's cache has all of a pylock, by trying it without a network.
 
     uv knows no question for that: the dry run of a lock calls every package uncached. Where one is
-    missing it says so within 30 ms; where all are there, linking them costs what a stage costs.
+    missing it says so within 30 ms; where all are there it begins to link, and is stopped.
     """
+    attempt = Cancellation()
+
+    def hear(text: str) -> None:
+        if "Installing wheels" in text:
+            attempt.cancel()
+
     with _throw_away(uv) as target, _written(lock, "pylock") as file:
         arguments = _arguments(python, file, "pylock", f"--target={target}")
-        completed = uv.run(
-            [
-                *arguments,
-                "--offline",
-                "--quiet",
-                "--no-compile-bytecode",
-                # Whatever the person chose for environments: this one lies beside the cache, and
-                # nobody will use it.
-                "--link-mode=hardlink",
-            ],
-            cancellation=cancellation,
-        )
+        with cancellation.stops(attempt.cancel):
+            try:
+                completed = uv.run(
+                    [
+                        *arguments,
+                        "--offline",
+                        "--no-compile-bytecode",
+                        # Whatever the person chose for environments: nobody will use this one.
+                        "--link-mode=hardlink",
+                    ],
+                    bars=True,
+                    on_text=hear,
+                    cancellation=attempt,
+                )
+            except InstallCancelled:
+                cancellation.raise_if_requested()
+                return True
     return completed.returncode == 0
 
 
@@ -125,18 +136,19 @@ def cached_packages(
     """Return the names of those packages of a pylock that uv's cache has."""
     # A wheel in a folder needs no network, and would be unpacked here and now.
     remote = [package.name for package in packages if not is_local(package.address)]
-    if not remote:
+
+    def has(names: Sequence[str]) -> bool:
+        return not names or _is_cached(uv, python, lock_of(lock, names), cancellation)
+
+    # Mostly nothing is there, and torch alone tells that; where it is, the rest counts too.
+    others = [name for name in remote if name != "torch"]
+    if "torch" in remote and not has(["torch"]):
         return frozenset()
-    if _is_cached(uv, python, lock_of(lock, remote), cancellation):
+    if has(others):
         return frozenset(remote)
-    # Mostly nothing is there, and torch tells that; where it is, what else is matters to the cost.
-    if "torch" not in remote or not _is_cached(uv, python, lock_of(lock, ["torch"]), cancellation):
+    if "torch" not in remote:
         return frozenset()
-    return frozenset(
-        name
-        for name in remote
-        if name == "torch" or _is_cached(uv, python, lock_of(lock, [name]), cancellation)
-    )
+    return frozenset(["torch", *(name for name in others if has([name]))])
 
 
 def _arguments(python: Path, file: Path, lock_format: str, destination: str) -> list[str]:

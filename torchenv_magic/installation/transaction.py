@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Literal
 from packaging.utils import canonicalize_name
 
 from torchenv_magic.environment import Environment
-from torchenv_magic.errors import DiskSpaceError, InstallError
+from torchenv_magic.errors import DiskSpaceError, InstallError, TargetError
+from torchenv_magic.expectation import Expectation, write_expectation
 from torchenv_magic.installation.footprint import (
     files_of,
     is_inside,
@@ -91,6 +92,8 @@ class _Journal:
     placed: tuple[_Placed, ...]
     incoming: tuple[tuple[str, str], ...]
     """(normalized name, hash of its RECORD) of each new package."""
+    expectation: Expectation
+    """What is kept of the wish that this change fulfils, once it does."""
     schema: int = _SCHEMA
 
 
@@ -158,8 +161,12 @@ class Transaction:
             raise InstallError(message, hint="report it, with the folded text", detail=detail)
         return found[0]
 
-    def switch(self, leaving: Iterable[str], *, incoming: Iterable[str]) -> None:
+    def switch(
+        self, leaving: Iterable[str], *, incoming: Iterable[str], expectation: Expectation
+    ) -> None:
         """Rename everything of the leaving packages aside, and what is staged into its place.
+
+        `expectation` is written with the commit, whoever completes it.
 
         Raises
         ------
@@ -167,7 +174,9 @@ class Transaction:
             A file can't be renamed (on Windows: a library that a running kernel has loaded). What
             was renamed already is put back at the end of the block.
         """
-        journal = self._plan({canonicalize_name(name) for name in leaving}, sorted(incoming))
+        journal = self._plan(
+            {canonicalize_name(name) for name in leaving}, sorted(incoming), expectation
+        )
         self._journal = journal
         self._disposable = False
         self._write(journal)
@@ -180,7 +189,9 @@ class Transaction:
         except OSError as error:
             raise _failure(error) from error
 
-    def _plan(self, leaving: set[str], incoming: Sequence[str]) -> _Journal:
+    def _plan(
+        self, leaving: set[str], incoming: Sequence[str], expectation: Expectation
+    ) -> _Journal:
         environment = self._environment
         prefix, site = environment.prefix, environment.site_packages.resolve()
         mine = {
@@ -234,6 +245,7 @@ class Transaction:
                 for path, (source, owners) in placed.items()
             ),
             incoming=tuple((name, record_hash(path)) for path, name in staged.items()),
+            expectation=expectation,
         )
 
     def commit(self) -> None:
@@ -245,8 +257,9 @@ class Transaction:
             self._journal = None
             try:
                 _forward(committed, self._work)
+                write_expectation(self._environment.prefix, committed.expectation)
                 _journal_path(self._environment).unlink(missing_ok=True)
-            except OSError as error:
+            except (OSError, TargetError) as error:
                 # The new is in place and proven; the next contact tidies up.
                 logger.warning("%s is left for later: %s", self._work, error)
             else:
@@ -322,8 +335,8 @@ def recover(environment: Environment) -> str | None:
 
     Raises
     ------
-    InstallError
-        A file can't be renamed. The journal stays, and the next contact tries again.
+    InstallError, TargetError
+        A file can't be renamed or written. The journal stays, and the next contact tries again.
     """
     journal = _read_journal(environment)
     if journal is None:
@@ -333,7 +346,9 @@ def recover(environment: Environment) -> str | None:
         return None
     work = environment.site_packages / journal.work
     try:
-        sentence = _repair(journal, work, sites(environment))
+        stands, sentence = _repair(journal, work, sites(environment))
+        if stands:
+            write_expectation(environment.prefix, journal.expectation)
         _journal_path(environment).unlink(missing_ok=True)
     except OSError as error:
         raise _failure(error) from error
@@ -341,15 +356,16 @@ def recover(environment: Environment) -> str | None:
     return sentence
 
 
-def _repair(journal: _Journal, work: Path, places: Sequence[Path]) -> str:
+def _repair(journal: _Journal, work: Path, places: Sequence[Path]) -> tuple[bool, str]:
+    """Go on or back; return whether the new stands, and a sentence about it."""
     if journal.state == "committed":
         _forward(journal, work)
-        return "The last install was interrupted after its end; it stands."
+        return True, "The last install was interrupted after its end; it stands."
     if _is_complete(journal, work, places):
         _forward(journal, work)
-        return "The last install was interrupted when all its files were in place; it stands."
+        return True, "The last install was interrupted when all its files were there; it stands."
     _back(journal, work, places)
-    return "The last install was interrupted; the packages that it replaced are back."
+    return False, "The last install was interrupted; the packages that it replaced are back."
 
 
 def _read_journal(environment: Environment) -> _Journal | None:
