@@ -337,9 +337,8 @@ def test_a_uv_that_is_missing_or_too_old_is_said(
     old = tmp_path / "uv"
     old.write_text("#!/bin/sh\necho 'uv 0.11.7 (made for tests)'\n")
     old.chmod(0o755)
-    module = types.ModuleType("uv")
-    module.find_uv_bin = lambda: str(old)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "uv", module)
+    found = types.SimpleNamespace(find_uv_bin=lambda: str(old))
+    monkeypatch.setitem(sys.modules, "uv", found)
     assert main(["plan", "cpu"]) == 1
     assert re.search(
         r"error: uv 0\.11\.7 is too old: .* 0\.12\.18 or newer\n\n"

@@ -175,12 +175,15 @@ def test_a_change_restarts_verifies_and_drops_what_is_queued(
     # Nothing to do any more: proved at once, and nothing restarts.
     run(kernel, "kept = 2")
     workplace.standin.clear_log()
-    begun = time.monotonic()
-    again = kernel.send(INSTALL, cell_id=CELL)
-    assert kernel.reply(again)["status"] == "ok"
-    assert time.monotonic() - begun < 3  # goal: 1; other tests may be running
-    [proof] = shown(kernel, again)
-    assert proof.startswith("PyTorch works\n")
+    took = []
+    for _ in range(3):
+        begun = time.monotonic()
+        again = kernel.send(INSTALL, cell_id=CELL)
+        assert kernel.reply(again)["status"] == "ok"
+        took.append(time.monotonic() - begun)
+        [proof] = shown(kernel, again)
+        assert proof.startswith("PyTorch works\n")
+    assert min(took) < 1
     assert workplace.standin.downloads() == ()
     assert kernel.value("kept") == 2
 
@@ -232,6 +235,24 @@ def test_never_leaves_the_restart_to_the_person(started: Started) -> None:
         "This process still has torch 2.12.0+cpu, and 2.13.0+cpu is installed now"
         in (failed["evalue"])
     )
+
+
+def test_where_a_kernel_that_ends_is_a_crash_the_person_is_told(started: Started) -> None:
+    """VS Code, by the id that it gives its cells."""
+    kernel, manager = started
+    cell = "vscode-notebook-cell:/notebook.ipynb#W0sZmlsZQ"
+    free = kernel.send(f"{INSTALL} torch==2.12.0", cell_id=cell)
+    assert kernel.reply(free)["status"] == "ok"
+    assert "Nothing of it was loaded here, so the session goes on." in shown(kernel, free)[0]
+    bound = kernel.send(f"{INSTALL} torch==2.13.0", cell_id=cell)
+    assert kernel.reply(bound)["status"] == "ok"
+    [text] = shown(kernel, bound)
+    assert (
+        "`torch` is loaded in this session and can only change with a restart. Press Restart in "
+        "the notebook's toolbar, then run `%torchenv verify`.\nPyTorch works\n"
+    ) in text
+    assert manager.is_alive()
+    assert kernel.value("kept") == 1
 
 
 # ------------------------------------------------------------------------- a session that has work

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,7 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         restart=getattr(options, "restart", None),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
-        line=f"{prog} {shlex.join(arguments)}",
+        line=f"{prog} {_written(arguments, notebook=notebook)}",
     )
 
 
@@ -249,7 +250,7 @@ def _unknown_word(first: str, known: Sequence[str], prog: str) -> RequestError:
         nearest = [other]
     name = re.split(r"[<>=!~;\[@ ]", word)[0]
     if not nearest and (_LIKE_A_BACKEND.fullmatch(first) or name in _PACKAGES):
-        nearest = [shlex.join(["install", first])]
+        nearest = [_written(["install", first], notebook=prog.startswith("%"))]
     instead = f"did you mean `{prog} {nearest[0]}`? " if nearest else ""
     return RequestError(
         f"`{first}` is not a word of `{prog}`", hint=f"{instead}the words are {', '.join(known)}"
@@ -271,6 +272,14 @@ def _unknown_option(text: str, parser: _Parser, options: Sequence[str]) -> Reque
     elif parser.prog.endswith((" plan", " install")):
         hint = f"{hint}; set pip's and uv's own options in their configuration"
     return RequestError(f"`{name}` is not an option of `{parser.prog}`", hint=hint)
+
+
+def _written(arguments: Sequence[str], *, notebook: bool) -> str:
+    """Return the arguments as they can be typed: `torch<2.13` would be a redirection in a shell."""
+    if notebook or sys.platform != "win32":
+        return shlex.join(arguments)
+    plain = re.compile(r"[\w@%+=:,./\\~*-]+")
+    return " ".join(text if plain.fullmatch(text) else f'"{text}"' for text in arguments)
 
 
 def _prog(*, notebook: bool) -> str:
