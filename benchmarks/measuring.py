@@ -13,7 +13,7 @@ __all__ = ["BenchmarkError", "Comparison", "Goal", "Series", "busy_warning", "ta
 Measured = TypeVar("Measured")
 
 # A spread beyond which the mean says more about the machine than about what ran on it.
-_WIDE_SPREAD = 0.15
+_WIDE_SPREAD = 0.25
 _BUSY_LOAD_PER_PROCESSOR = 0.5
 
 
