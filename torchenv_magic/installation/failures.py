@@ -24,7 +24,7 @@ from torchenv_magic.errors import (
 )
 from torchenv_magic.installation.uv import Completed
 
-__all__ = ["explain", "not_found"]
+__all__ = ["explain", "lacks_in_cache", "not_found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +110,12 @@ def not_found(completed: Completed) -> str | None:
     """Return the package that no index has, where that is what uv says."""
     match = _NOT_FOUND.search(_read(completed.stderr).flat)
     return match[1] if match else None
+
+
+def lacks_in_cache(completed: Completed) -> bool:
+    """Return whether a run without a network failed for want of what uv's cache has not."""
+    words = _read(completed.stderr)
+    return _OFFLINE.search(" ".join((words.flat, *words.hints))) is not None
 
 
 _Explanation = tuple[type[TorchEnvError], str, str]

@@ -167,7 +167,10 @@ def roots(
         {
             root: frozenset(owners)
             for root, owners in sorted(found.items())
-            if os.path.lexists(root) and is_inside(root, real_prefix)
+            if os.path.lexists(root)
+            and is_inside(root, real_prefix)
+            # `..` as an entry would be the folder that everything lies in.
+            and not any((place + os.sep).startswith(root + os.sep) for place in places)
         },
         frozenset(guessed),
     )

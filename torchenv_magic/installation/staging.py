@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from torchenv_magic.errors import DiskSpaceError, InstallCancelled, TargetError
-from torchenv_magic.installation.failures import explain
+from torchenv_magic.installation.failures import explain, lacks_in_cache
 from torchenv_magic.installation.plan import (
     LockedPackage,
     Plan,
@@ -53,13 +53,14 @@ def stage(
         arguments = _arguments(plan.python, file, plan.lock_format, f"--prefix={folder}")
         if plan.lock_format == "requirements":
             arguments += source_arguments(plan.source, plan.backend)
+        completed = None
         if plan.downloads and all(download.cached for download in plan.downloads):
             on_event(Event(phase="download", message="Unpacking from uv's cache"))
             completed = uv.run([*arguments, "--offline", "--quiet"], cancellation=cancellation)
-            if completed.returncode == 0:
-                return
-            # The cache was emptied since the plan was made.
-        completed = _download(plan, arguments, uv, on_event, cancellation)
+        # Else, or where the cache was emptied since the plan was made. uv has all before it links
+        # the first: a stage that is half full failed for another reason, and stays as it is.
+        if completed is None or lacks_in_cache(completed):
+            completed = _download(plan, arguments, uv, on_event, cancellation)
     if completed.returncode != 0:
         raise explain(completed, subject=f"torch for {plan.backend}")
 

@@ -182,7 +182,7 @@ class Transaction:
         self._write(journal)
         try:
             for aside in journal.asides:
-                _move(aside.path, self._work / "old" / aside.slot)
+                _set_aside(aside.path, self._work / "old" / aside.slot)
             self._write(replace(journal, state="place"))
             for placed in journal.placed:
                 _move(self._work / placed.source, placed.path)
@@ -459,8 +459,9 @@ def _back(journal: _Journal, work: Path, places: Sequence[Path]) -> None:
             taken_back.append((source, placed.path))
     for aside in journal.asides:
         stashed = work / "old" / aside.slot
-        if not replaced & set(aside.owners) and os.path.lexists(stashed):
-            _merge(stashed, aside.path)
+        for place in (stashed, _part(stashed)):
+            if not replaced & set(aside.owners) and os.path.lexists(place):
+                _merge(place, aside.path)
     if taken_back:
         owned = {
             path
@@ -515,6 +516,21 @@ def _keep_foreign(folder: Path, original: Path, owned: set[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------- moving
+
+
+def _set_aside(path: Path, slot: Path) -> None:
+    """Move `path` to `slot`, which is there only once all of it is."""
+    try:
+        _rename(path, slot)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move(path, _part(slot))
+        _rename(_part(slot), slot)
+
+
+def _part(slot: Path) -> Path:
+    return slot.with_name(f"{slot.name}.part")
 
 
 def _move(source: Path, target: Path) -> None:

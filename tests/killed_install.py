@@ -1,0 +1,46 @@
+"""Carry out a pickled plan and die by SIGKILL at the Nth step of the switch, for the tests of that.
+
+A step is whatever changes the disk there: a rename, a write of the journal, an unlink.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchenv_magic.installation import transaction
+from torchenv_magic.installation.install import install_plan
+
+
+def main(plan_file: str, last_step: int) -> None:
+    """Install; where there are fewer steps than `last_step`, live."""
+    left = last_step
+
+    def dying(action: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return action(*arguments, **options)
+
+        return step
+
+    plan = pickle.loads(Path(plan_file).read_bytes())  # noqa: S301  (the test's own file)
+    for place, name in (
+        (transaction, "_rename"),
+        (transaction.Transaction, "_write"),
+        (transaction, "_forward"),
+        (transaction, "write_expectation"),
+    ):
+        setattr(place, name, dying(getattr(place, name)))
+    install_plan(plan)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
