@@ -26,9 +26,9 @@ LAB = Evidence(
     connection_file=CONNECTION_FILE,
     cell_id="b1e1a1a2-8d8e-4c7b-9a4e-0a4b54bb8a2f",
     session="6f0a7c5e",
-    starting_directory=Path("/home/ada/work"),
+    starting_directory=Path("/home/ada/lab"),
     has_ipywidgets=True,
-    variables={"JPY_SESSION_NAME": "/home/ada/labs/train.ipynb"},
+    variables={"JPY_SESSION_NAME": "/home/ada/lab/train.ipynb"},
 )
 CONSOLE = replace(LAB, cell_id=None, variables={})
 
@@ -67,7 +67,7 @@ def test_what_identifies_the_kernel_and_the_asking_client_is_kept() -> None:
         reason="the request carries a cell's id",
         kernel_id="5dcbab1e-41d1-4ab6-8a26-6c8ac1d4ba6b",
         connection_file=CONNECTION_FILE,
-        notebook_path=Path("/home/ada/labs/train.ipynb"),
+        notebook_path=Path("/home/ada/lab/train.ipynb"),
         cell_id="b1e1a1a2-8d8e-4c7b-9a4e-0a4b54bb8a2f",
         session="6f0a7c5e",
         can_display_widgets=None,
@@ -77,11 +77,11 @@ def test_what_identifies_the_kernel_and_the_asking_client_is_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        ("/home/ada/labs/train.ipynb", "/home/ada/labs/train.ipynb"),
+        ("/home/ada/lab/train.ipynb", "/home/ada/lab/train.ipynb"),
         # The path below the server's root, of a session that was made without a name.
-        ("work/train.ipynb", "/home/ada/labs/train.ipynb"),
-        ("/home/ada/labs/console-1-0c8f", None),
-        ("/home/ada/labs/script.py", None),
+        ("lab/train.ipynb", "/home/ada/lab/train.ipynb"),
+        ("/home/ada/lab/console-1-0c8f", None),
+        ("/home/ada/lab/script.py", None),
         ("", None),
     ],
 )
