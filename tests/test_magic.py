@@ -127,7 +127,8 @@ def traces(shell: InteractiveShell) -> dict[str, Any]:
             mime: (set(formatter.type_printers), set(formatter.deferred_printers))
             for mime, formatter in display_formatter.formatters.items()
         },
-        "names": set(shell.user_ns),
+        # IPython's own names of the last results come and go with what was displayed before.
+        "names": {name for name in shell.user_ns if not name.startswith("_")},
         "events": {name: list(callbacks) for name, callbacks in shell.events.callbacks.items()},
     }
 
