@@ -17,7 +17,7 @@ from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request
 from torchenv_magic.status import Status
 
-__all__ = ["Job", "JobState"]
+__all__ = ["Job", "JobState", "expected"]
 
 _LOG_LINES = 500
 
@@ -92,10 +92,8 @@ class Job:
             if not self._only_plan:
                 result = install_plan(plan, on_event=self._tell, cancellation=self._cancellation)
                 self._set(result=result)
-        except TorchEnvError as error:
-            self._set(error=error)
         except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
-            self._set(error=_unexpected(error))
+            self._set(error=expected(error))
         finally:
             self.ended.set()
             if self._on_end is not None:
@@ -122,9 +120,12 @@ class Job:
                 self._on_change(self)
 
 
-def _unexpected(error: Exception) -> TorchEnvError:
+def expected(error: Exception) -> TorchEnvError:
+    """Return the error as one that can be shown: itself, or with its traceback as detail."""
     import traceback
 
+    if isinstance(error, TorchEnvError):
+        return error
     return TorchEnvError(
         f"Something unexpected happened: {type(error).__name__}: {error}",
         hint="please report it with the folded text; the environment was put back",

@@ -26,7 +26,7 @@ from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.after_restart import fresh_kernel_code
 from torchenv_magic.notebook.front_end import FrontEnd
 from torchenv_magic.notebook.interrupt import Interruptible
-from torchenv_magic.notebook.job import Job
+from torchenv_magic.notebook.job import Job, expected
 from torchenv_magic.notebook.rendering import (
     STYLE,
     alternatives_html,
@@ -188,11 +188,10 @@ class Picker:
         )
 
         def clicked(_: object) -> None:
-            # What a callback raises is shown nowhere in JupyterLab.
             try:
                 on_click()
-            except TorchEnvError as error:
-                self._fail(error)
+            except Exception as error:  # noqa: BLE001  (JupyterLab shows a callback's nowhere)
+                self._fail(expected(error))
 
         button.on_click(clicked)
         return button
@@ -211,9 +210,12 @@ class Picker:
     def _look(self) -> None:
         try:
             status = read_status()
-        except TorchEnvError as error:
+        except Exception as exception:  # noqa: BLE001  (a thread's exception would reach nobody)
+            error = expected(exception)
             with self._drawn():
-                self._facts.value = _title(message_html(error.message, tone="bad", hint=error.hint))
+                self._facts.value = _title(
+                    message_html(error.message, tone="bad", hint=error.hint, detail=error.detail)
+                )
             self._looked.set()
             return
         with self._drawn():
@@ -361,8 +363,8 @@ class Picker:
     def _on_end(self, job: Job, *, only_plan: bool) -> None:
         try:
             self._finish(job, only_plan=only_plan)
-        except TorchEnvError as error:
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
+            self._fail(expected(error))
 
     def _finish(self, job: Job, *, only_plan: bool) -> None:
         state = job.state
