@@ -23,6 +23,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -94,6 +96,10 @@ logger = logging.getLogger(__name__)
 _HEAD_START_SECONDS = 1.0
 # uv has just been there: its page and the sizes of its files come at once, or aren't waited for.
 _ANSWER_SECONDS = 5.0
+# Newer wheels of other builds that lie in a folder of uv's settings: one a run of uv.
+_FOREIGN_WHEELS = 4
+# More than these between two releases of the catalog's are not worth the time of a second choice.
+_UNKNOWN_RELEASES = 3
 
 
 class IndexUnreachableError(SourceError):
@@ -274,24 +280,50 @@ class _Planner:
                 finished.set()
         if completed.returncode != 0:
             raise self._failed(completed, probe)
-        changes = self._changes(completed)
+        changes = self._of_this_build(self._changes(completed), source)
         if not changes:
             return self._plan(source, ())
         answer = self._answer_of(probe)
         torch = next((c.after for c in changes if c.name == "torch"), None)
+        if answer.state == "refused" and torch is not None and not self._asks_for_addresses():
+            # uv took it from a folder in its own settings; whether that is wanted is to be asked.
+            raise self._refused(answer)
         hashed = torch is None or not answer.lacks_hashes(torch)
         return self._finish(source, changes, "pylock" if hashed else "requirements")
+
+    def _of_this_build(self, changes: tuple[Change, ...], source: Source) -> tuple[Change, ...]:
+        """Return the changes without members of another build: a folder in uv's settings has such.
+
+        uv takes a newer torch from there, whatever its build is.
+        """
+        question = self.question
+        for _ in range(_FOREIGN_WHEELS):
+            foreign = [f"{c.name}!={c.after}" for c in changes if self._is_foreign(c)]
+            if not foreign or self._asks_for_addresses():
+                break
+            question = replace(question, constraints=(*question.constraints, *foreign))
+            completed = self._dry_run(question, source)
+            if completed.returncode != 0:
+                raise self._explain(completed, question, source)
+            changes = self._changes(completed)
+        return changes
+
+    def _is_foreign(self, change: Change) -> bool:
+        build = backend_of_torch_version(change.after) if change.after else None
+        return change.name in FAMILY_MEMBERS and build is not None and build != self.backend
 
     def _asks_for_addresses(self) -> bool:
         return any(Requirement(text).url is not None for text in self.request.requirements)
 
-    def _answer_of(self, probe: Future[IndexAnswer] | None) -> IndexAnswer:
-        """Return what the probe said, if it says so within a time that nobody notices."""
+    def _answer_of(
+        self, probe: Future[IndexAnswer] | None, *, seconds: float = _ANSWER_SECONDS
+    ) -> IndexAnswer:
+        """Return what the probe said, if it says so in time."""
         if probe is not None:
             come = threading.Event()
             probe.add_done_callback(lambda _: come.set())
             with self.cancellation.stops(come.set):
-                if come.wait(_ANSWER_SECONDS) and probe.done() and probe.exception() is None:
+                if come.wait(seconds) and probe.done() and probe.exception() is None:
                     return probe.result()
         self.cancellation.raise_if_requested()
         return IndexAnswer(state="unknown")
@@ -299,18 +331,21 @@ class _Planner:
     def _failed(self, completed: Completed, probe: Future[IndexAnswer] | None) -> TorchEnvError:
         """Return why the index's resolution failed, with what only the probe knows."""
         error = self._explain(completed, self.question, index_source(self.backend))
-        answer = self._answer_of(probe)
+        answer = self._answer_of(probe, seconds=_HEAD_START_SECONDS)
         if answer.state == "unreachable" and isinstance(error, SourceError):
             return self._unreachable(answer.detail)
         if answer.state == "refused" and not_found(completed) == "torch":
             # uv takes 403 and 404 for an index that doesn't have the package.
-            return SourceError(
-                f"The PyTorch index answers {answer.detail} for {self.backend}",
-                hint="check that download.pytorch.org may be reached from here, or choose another "
-                "backend (`%torchenv list`)",
-                detail=error.detail,
-            )
+            return self._refused(answer, detail=error.detail)
         return error
+
+    def _refused(self, answer: IndexAnswer, *, detail: str = "") -> SourceError:
+        return SourceError(
+            f"The PyTorch index answers {answer.detail} for {self.backend}",
+            hint="check that download.pytorch.org may be reached from here, name a folder of "
+            "wheels in UV_FIND_LINKS, or choose another backend (`%torchenv list`)",
+            detail=detail,
+        )
 
     def _unreachable(self, detail: str) -> IndexUnreachableError:
         return IndexUnreachableError(
@@ -366,13 +401,19 @@ class _Planner:
         if not fitting:
             return
         # Not one version, since an index can lag behind the catalog, but each that is known to fit.
-        specifier = SpecifierSet(f">={min(fitting)},<={max(fitting)}")
-        specifier &= SpecifierSet(",".join(f"!={v}" for v in versions if v not in fitting))
+        specifier = SpecifierSet(f">={min(fitting)},<={max(fitting)}") & self._torch_specifier()
+        others = [version for version in versions if version not in fitting]
         source = Source(kind="pypi", location="PyPI")
-        plan = self._offer(source, {"torch": str(specifier & self._torch_specifier())})
-        torch = plan.versions.get("torch") if plan is not None else None
-        if plan is not None and (torch is None or Version(torch) in fitting):
-            yield plan
+        for _ in range(_UNKNOWN_RELEASES):
+            excluded = SpecifierSet(",".join(f"!={version}" for version in others))
+            plan = self._offer(source, {"torch": str(specifier & excluded)})
+            torch = plan.versions.get("torch") if plan is not None else None
+            if plan is None or torch is None or Version(torch) in fitting:
+                if plan is not None:
+                    yield plan
+                return
+            # A release that the catalog does not know: what is in it isn't known either.
+            others.append(Version(torch))
 
     def _torch_specifier(self) -> SpecifierSet:
         specifier = SpecifierSet()
@@ -459,10 +500,20 @@ class _Planner:
             )
         else:
             lock = self._compile(source, pins, "--no-deps", "--format=pylock.toml", *options)
-            downloads = self._downloads(lock, read_lock(lock))
+            packages = read_lock(lock)
+            downloads = self._downloads(lock, packages)
+            source = self._real_source(source, packages)
         if needed is not None:
             changes += self._orphans(changes, needed.result())
         return self._plan(source, changes, downloads, lock, lock_format)
+
+    def _real_source(self, source: Source, packages: Iterable[LockedPackage]) -> Source:
+        """Return where torch comes from: uv takes what a folder in its own settings has as well."""
+        address = next((p.address for p in packages if p.name == "torch"), None)
+        if source.kind != "index" or address is None or not is_local(address):
+            return source
+        path = url2pathname(urlsplit(address).path) if "://" in address else address
+        return Source(kind="folder", location=str(Path(path).parent))
 
     def _pins(self, changes: Iterable[Change]) -> str:
         addresses: dict[str, str] = {
@@ -525,14 +576,16 @@ class _Planner:
                 )
 
     def _check_build(self, source: Source, changes: Iterable[Change]) -> None:
-        """Refuse a torch of another build than the chosen one: its address was asked for."""
-        torch = next((c.after for c in changes if c.name == "torch" and c.after), None)
-        build = backend_of_torch_version(torch) if torch else None
-        if build is not None and build != self.backend:
-            raise PlanError(
-                f"torch {torch} from {source} is a build for {build}, not for {self.backend}",
-                hint=f"choose {build}, or leave the address out",
-            )
+        """Refuse a member of another build than the chosen one: its address was asked for."""
+        for change in changes:
+            if self._is_foreign(change):
+                build = backend_of_torch_version(change.after or "")
+                place = "its address" if self._asks_for_addresses() else source
+                raise PlanError(
+                    f"{change.name} {change.after} from {place} is a build for {build}, not for "
+                    f"{self.backend}",
+                    hint=f"choose {build}, or leave the address out",
+                )
 
     def _orphans(
         self, changes: tuple[Change, ...], needed: tuple[str, ...] | None

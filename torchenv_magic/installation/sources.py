@@ -164,10 +164,9 @@ def sizes(addresses: Iterable[str]) -> dict[str, int]:
     def ask(address: str) -> tuple[str, int | None]:
         parts = urlsplit(address)
         try:
-            if parts.scheme == "file":
-                return address, Path(url2pathname(parts.path)).stat().st_size
-            if not parts.scheme:
-                return address, Path(address).stat().st_size
+            if parts.scheme in ("", "file"):
+                path = Path(url2pathname(parts.path) if parts.scheme else address)
+                return address, path.stat().st_size if path.is_file() else None
             with _open(address, method="HEAD") as response:
                 return address, int(response.headers["Content-Length"])
         except (*_REQUEST_ERRORS, TypeError) as error:
