@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -82,8 +83,12 @@ def verified(kernel: Kernel, message_id: str) -> str:
 
 def uv_processes(manager: KernelManager) -> list[psutil.Process]:
     process: Any = manager.provisioner
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.name().startswith("uv")]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if child.name().startswith("uv"):
+                found.append(child)
+    return found
 
 
 # --------------------------------------------------------------------------------------- interrupt

@@ -161,8 +161,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     except KeyboardInterrupt:
         if job is None:
             raise _cancelled() from None
-        view.say("Stopping…")
-        _stop(job)
+        _stop(job, view)
     error = job.state.error
     if job.state.cancelled:
         view.clear()
@@ -181,11 +180,15 @@ def _cancelled() -> InstallCancelled:
     return InstallCancelled("Cancelled. The environment is as it was.")
 
 
-def _stop(job: Job) -> None:
+def _stop(job: Job, view: _View) -> None:
     """Wait for the end of a job that is to stop, however often the person presses Interrupt."""
+    said = False
     while not job.ended.is_set():
         with contextlib.suppress(KeyboardInterrupt):
             job.cancel()
+            if not said:
+                said = True
+                view.say("Stopping…")
             job.ended.wait()
 
 
