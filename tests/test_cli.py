@@ -22,7 +22,7 @@ import pytest
 
 import torchenv_magic
 from tests.browser.kernel_environment import interpreter_of, run_uv
-from tests.kernels import SECONDS
+from tests.kernels import PROJECT_ROOT, SECONDS
 from tests.standin import Fault
 from tests.workplace import Workplace
 from torchenv_magic.cli import main
@@ -374,6 +374,37 @@ def test_a_status_beside_a_switch_that_is_under_way(
     assert status.recovered is None
     assert f"Another install works on `{target}`" in (status.unrepaired or "")
     assert str(status).endswith(f"note         {status.unrepaired}")
+
+
+PLAN_FOR_LATER = """
+import pickle, sys
+from pathlib import Path
+from torchenv_magic import Request, detect, plan, read_environment, select
+from torchenv_magic.builds.backend import Backend
+environment = read_environment(Path(sys.argv[1]))
+request = Request(backend=Backend("cpu"), requirements=("torch==2.13.0",))
+selection = select(detect(), request, interpreter=environment.interpreter)
+Path("plan").write_bytes(pickle.dumps(plan(selection, environment, request)))
+"""
+
+
+@on_posix
+def test_what_a_killed_install_left_is_repaired_before_anything_is_said(
+    workplace: Workplace, target: Path
+) -> None:
+    torchenv(workplace, "install", "cpu", "torch==2.12.0", "--python", target)
+    here = {"PYTHONPATH": str(PROJECT_ROOT)}
+    planned = workplace.run(sys.executable, "-c", PLAN_FOR_LATER, target, variables=here)
+    assert planned.returncode == 0, planned.stderr
+    killed = workplace.run(
+        sys.executable, "-m", "tests.killed_install", "plan", "4", variables=here
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    verified = torchenv(workplace, "verify", "--python", target)
+    assert verified.stdout.startswith("PyTorch works\n")
+    assert "torch 2.12.0+cpu, as asked for" in verified.stdout
+    assert verified.stderr.startswith("The last install was interrupted; ")
+    assert torchenv(workplace, "verify", "--python", target).stderr == ""
 
 
 # --------------------------------------------------------------------------------- pipes, terminals
