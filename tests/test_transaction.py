@@ -584,10 +584,13 @@ def test_without_a_record_the_folder_of_that_name_is_meant(site: Path) -> None:
     assert str(site / "torch") in guessed
 
 
-def test_caches_of_modules_are_nobodys(site: Path) -> None:
+def test_what_python_compiled_of_a_module_goes_with_it(site: Path) -> None:
     one = listed(site, "one", "one.py", "__pycache__/one.cpython-312.pyc")
-    found, _ = roots({one: "one"}, [], prefix=site.parents[2])
-    assert {Path(path).name for path in found} == {"one.py", "one-1.dist-info"}
+    listed(site, "other", "oneness.py", "__pycache__/oneness.cpython-312.pyc")
+    found, whole = roots({one: "one"}, [], prefix=site.parents[2])
+    compiled = site / "__pycache__" / "one.cpython-312.pyc"
+    assert {Path(path).name for path in found} == {"one.py", compiled.name, "one-1.dist-info"}
+    assert whole == {str(compiled)}
 
 
 def test_the_new_is_placed_in_the_largest_pieces_that_are_free(site: Path, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 Paths are strings here: a torch has twelve thousand files, and `pathlib` makes each cost tenfold.
 """
 
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH120, PTH206
+# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH120, PTH206, PTH208
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ __all__ = [
     "entries",
     "files_of",
     "is_inside",
+    "long_path",
     "metadata_directories",
     "missing_files",
     "placements",
@@ -94,8 +96,16 @@ def _absolute(site: str, entry: str) -> str:
 
 def is_inside(path: str, prefix: str) -> bool:
     """Whether the folder that holds `path` is, links followed, in the resolved `prefix`."""
-    parent = os.path.realpath(os.path.dirname(path))
-    return parent == prefix or parent.startswith(prefix.rstrip(os.sep) + os.sep)
+    parent = os.path.normcase(os.path.realpath(os.path.dirname(path)))
+    above = os.path.normcase(prefix)
+    return parent == above or parent.startswith(above.rstrip(os.sep) + os.sep)
+
+
+def long_path(path: str) -> str:
+    """Return `path` in the form that Windows takes at any length: a stage makes it longer."""
+    if sys.platform != "win32" or path.startswith("\\\\"):
+        return path
+    return "\\\\?\\" + path
 
 
 def missing_files(site: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ def missing_files(site: Path, names: Iterable[str]) -> tuple[str, ...]:
             continue
         for entry, size in rows:
             try:
-                actual = os.stat(_absolute(str(site), entry)).st_size
+                actual = os.stat(long_path(_absolute(str(site), entry))).st_size
             except OSError:
                 missing.append(entry)
                 continue
@@ -163,6 +173,11 @@ def roots(
         root = _root(path, places, shared)
         if root is not None:
             found.setdefault(root, set()).update(owners)
+    for path in [path for path in found if path.endswith(".py")]:
+        # Left behind, Python could take it for that of the new module.
+        for compiled in _compiled(path):
+            found.setdefault(compiled, set()).update(found[path])
+            guessed.add(compiled)
     return (
         {
             root: frozenset(owners)
@@ -174,6 +189,16 @@ def roots(
         },
         frozenset(guessed),
     )
+
+
+def _compiled(path: str) -> list[str]:
+    folder = os.path.join(os.path.dirname(path), "__pycache__")
+    stem = os.path.basename(path).removesuffix(".py") + "."
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(stem)]
+    except OSError:
+        return []
+    return [os.path.join(folder, name) for name in names if name.endswith(".pyc")]
 
 
 def _shared(wanted: Iterable[str], others: Iterable[Path], places: set[str]) -> set[str]:

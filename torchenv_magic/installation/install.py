@@ -29,6 +29,7 @@ from torchenv_magic.installation.progress import Event, OnEvent, guarded
 from torchenv_magic.installation.staging import check_space, stage
 from torchenv_magic.installation.transaction import (
     Transaction,
+    failure,
     has_left_overs,
     is_interrupted,
     recover,
@@ -104,8 +105,13 @@ def install_plan(
     InstallError, DiskSpaceError, BusyError, SourceError, TargetError, UvError
         Failed, and put back.
     """
-    tell = guarded(on_event)
-    cancellation = cancellation or Cancellation()
+    try:
+        return _install(plan, guarded(on_event), cancellation or Cancellation())
+    except OSError as error:
+        raise failure(error) from error
+
+
+def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
     started = time.monotonic()
     environment = _read(plan)
     if plan.nothing_to_do:

@@ -82,6 +82,7 @@ from torchenv_magic.installation.staging import cached_packages, is_local
 from torchenv_magic.installation.uv import (
     Cancellation,
     Completed,
+    Lines,
     Uv,
     find_uv,
     is_offline,
@@ -183,10 +184,16 @@ def make_plan(
     with (cancellation or Cancellation()).stops(wish.cancel):
         try:
             return planner.plan(consent=consent)
-        except BaseException:
+        except OSError as error:
+            # Neither the environment nor uv: the folder for temporary files, or a home.
+            reason = f"`{error.filename}`: {error.strerror}" if error.filename else str(error)
+            raise PlanError(
+                f"The plan can't be made: {reason}",
+                hint="free some space, or set TMPDIR to a folder that can be written",
+            ) from error
+        finally:
             # What runs beside this thread ends with it.
             wish.cancel()
-            raise
 
 
 class _Planner:
@@ -664,11 +671,7 @@ class _Planner:
         wish: Cancellation | None = None,
         stdin: str | None = None,
     ) -> Completed:
-        def log(text: str) -> None:
-            for line in text.splitlines():
-                if line.strip():
-                    self.on_event(Event(phase="resolve", log=line))
-
+        lines = Lines(lambda line: self.on_event(Event(phase="resolve", log=line)))
         environ = dict(os.environ)
         if source.kind != "index":
             # The folder that was found to fit, and no other; and for PyPI's own wheel none at all.
@@ -680,7 +683,7 @@ class _Planner:
             environ=environ,
             stdin=stdin,
             cancellation=wish or self.cancellation,
-            on_text=log,
+            on_text=lines.feed,
         )
 
     def _explain(

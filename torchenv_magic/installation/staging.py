@@ -26,7 +26,7 @@ from torchenv_magic.installation.plan import (
     unpacked_bytes,
 )
 from torchenv_magic.installation.progress import BarReader, Event, OnEvent, format_bytes
-from torchenv_magic.installation.uv import Cancellation, Completed, Uv
+from torchenv_magic.installation.uv import Cancellation, Completed, Lines, Uv
 
 __all__ = ["cached_packages", "check_space", "is_local", "stage"]
 
@@ -68,6 +68,7 @@ def stage(
 def _download(
     plan: Plan, arguments: list[str], uv: Uv, on_event: OnEvent, cancellation: Cancellation
 ) -> Completed:
+    lines = Lines(lambda line: on_event(Event(phase="download", log=line)))
     bars = BarReader(
         expected={
             download.name: download.size_bytes
@@ -80,13 +81,11 @@ def _download(
     on_event(Event(phase="download", message=f"{verb} from {plan.source}"))
 
     def read(text: str) -> None:
+        lines.feed(text)
         if (progress := bars.feed(text)) is not None:
             on_event(Event(phase="download", bytes=progress))
 
     completed = uv.run(arguments, bars=True, on_text=read, cancellation=cancellation)
-    for line in completed.stderr.splitlines():
-        if line.strip():
-            on_event(Event(phase="download", log=line))
     if completed.returncode == 0:
         message = "Downloaded" if fetches else "Unpacked"
         on_event(Event(phase="download", message=message, bytes=bars.finish()))

@@ -40,6 +40,7 @@ from torchenv_magic.expectation import Expectation, write_expectation
 from torchenv_magic.installation.footprint import (
     files_of,
     is_inside,
+    long_path,
     metadata_directories,
     missing_files,
     placements,
@@ -53,7 +54,7 @@ from torchenv_magic.serialization import from_json, to_json
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Transaction", "has_left_overs", "is_interrupted", "recover"]
+__all__ = ["Transaction", "failure", "has_left_overs", "is_interrupted", "recover"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Transaction:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._work = environment.site_packages / f"{_WORK}{uuid.uuid4().hex[:12]}"
+        self._work = environment.site_packages / f"{_WORK}{uuid.uuid4().hex[:8]}"
         self._journal: _Journal | None = None
         self._disposable = True
 
@@ -132,7 +133,7 @@ class Transaction:
                 (self.stage / "lib").mkdir()
                 (self.stage / "lib64").symlink_to("lib")
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
         return self
 
     def __exit__(
@@ -187,7 +188,7 @@ class Transaction:
             for placed in journal.placed:
                 _move(self._work / placed.source, placed.path)
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
 
     def _plan(
         self, leaving: set[str], incoming: Sequence[str], expectation: Expectation
@@ -296,10 +297,11 @@ class Transaction:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            raise _failure(error) from error
+            raise failure(error) from error
 
 
-def _failure(error: OSError) -> InstallError:
+def failure(error: OSError) -> InstallError:
+    """Return what a file that could not be made, moved or written means for an install."""
     if error.errno == errno.ENOSPC:
         return DiskSpaceError(
             f"The environment's disk is full: {error.filename or ''}".rstrip(": "),
@@ -351,7 +353,7 @@ def recover(environment: Environment) -> str | None:
             write_expectation(environment.prefix, journal.expectation)
         _journal_path(environment).unlink(missing_ok=True)
     except OSError as error:
-        raise _failure(error) from error
+        raise failure(error) from error
     _drop(work)
     return sentence
 
@@ -393,7 +395,7 @@ def _problem(journal: _Journal, environment: Environment) -> str:
     site = environment.site_packages.resolve()
     if journal.schema != _SCHEMA:
         return f"it has the form {journal.schema}"
-    if not re.fullmatch(rf"{re.escape(_WORK)}[0-9a-f]{{12}}", journal.work):
+    if not re.fullmatch(rf"{re.escape(_WORK)}[0-9a-f]{{8}}", journal.work):
         return "its work folder has another name"
     if any(not re.fullmatch(r"\d{1,9}", aside.slot) for aside in journal.asides):
         return "it has other slots than numbers"
@@ -589,5 +591,8 @@ def _drop(folder: Path) -> None:
     """
     if folder.exists():
         threading.Thread(
-            target=shutil.rmtree, args=(folder, True), name="torchenv-sweep", daemon=False
+            target=shutil.rmtree,
+            args=(long_path(str(folder)), True),
+            name="torchenv-sweep",
+            daemon=False,
         ).start()

@@ -33,6 +33,7 @@ from torchenv_magic.errors import InstallCancelled, UvError
 __all__ = [
     "Cancellation",
     "Completed",
+    "Lines",
     "Uv",
     "child_environment",
     "find_uv",
@@ -215,6 +216,25 @@ def words(text: str) -> str:
     return "\n".join(line for line in kept if not _DRAWN.search(line)).strip("\n")
 
 
+@dataclass(slots=True)
+class Lines:
+    """Passes on each line that is meant to be read, once it is whole."""
+
+    on_line: Callable[[str], None]
+    _open: str = ""
+
+    def feed(self, text: str) -> None:
+        """Take what came; of what was drawn and erased in between nothing is kept."""
+        *whole, self._open = (self._open + text).split("\n")
+        self._open = self._open[-_LONGEST_LINE:]
+        for line in words("\n".join(whole)).splitlines():
+            if line.strip():
+                self.on_line(line.strip())
+
+
+_LONGEST_LINE = 100_000
+"""Characters. While it draws bars uv ends no line."""
+
 _LONGEST_KEPT = 400_000
 """Characters. A download of an hour draws 50 MB of bars; the words stand at the end."""
 
@@ -347,7 +367,7 @@ class Uv:
                 env=environment,
                 cwd=_working_directory(),
                 start_new_session=True,
-                creationflags=_NEW_GROUP,
+                creationflags=_APART_ON_WINDOWS,
             )
         except OSError as error:
             message = f"uv at `{self.binary}` can't be started: {error.strerror}"
@@ -412,7 +432,9 @@ def _readers(
     return _Reader(out), _Reader(process.stderr.fileno() if process.stderr else -1, on_text)
 
 
-_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if sys.platform == "win32" else 0
+_APART_ON_WINDOWS = 0
+if sys.platform == "win32":
+    _APART_ON_WINDOWS = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
 
 
 def _open_terminal() -> tuple[int, int] | None:
