@@ -94,6 +94,8 @@ def musl_version(output: str) -> str | None:
 
 
 def _libc_text() -> str | None:
+    if sys.platform == "win32":
+        return None
     try:
         return os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, OSError, ValueError):

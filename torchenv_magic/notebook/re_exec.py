@@ -82,10 +82,10 @@ def end_child_processes() -> None:
 
 
 def _children_in(group: int) -> list[int]:
-    found = []
+    found: list[int] = []
     for child in child_processes(upkeep=True):
         with contextlib.suppress(OSError):
-            if os.getpgid(child.pid) == group:
+            if sys.platform != "win32" and os.getpgid(child.pid) == group:
                 found.append(child.pid)
     return found
 
