@@ -40,7 +40,6 @@ def measure(stage: Stage) -> Iterator[Comparison]:
             environment=stage.environment.directory,
             requirement=torch.requirement,
         )
-        what = f"{torch.file_name}, {torch.size / 1e6:.0f} MB"
         for title, cache, goal in (
             (
                 f"cold cache at {stage.rate / 1e6:.0f} MB/s",
@@ -49,7 +48,7 @@ def measure(stage: Stage) -> Iterator[Comparison]:
             ),
             ("warm cache", directory / "cache", Goal(kind="more", limit=1.0)),
         ):
-            yield bench.compare(f"install: {title} ({what})", stage.runs, cache, goal)
+            yield bench.compare(f"install: {title} ({torch})", stage.runs, cache, goal)
 
 
 Install = Callable[[Path, Mapping[str, str]], dict[str, float]]

@@ -55,7 +55,7 @@ def measure(stage: Stage) -> Iterator[Comparison]:
         (session,) = server.sessions()
         kernel_id = session["kernel"]["id"]
         connection_file = server.runtime_directory / f"kernel-{kernel_id}.json"
-        title = f"restart: to a verified torch ({torch.file_name})"
+        title = f"restart: to a verified torch ({torch})"
         pairs = take_turns(
             title,
             stage.runs,

@@ -103,6 +103,10 @@ class Torch:
     def requirement(self) -> str:
         return f"torch=={parse_wheel_filename(self.file_name)[1].public}"
 
+    def __str__(self) -> str:
+        kind = "" if self.is_real else "a made "
+        return f"{kind}{self.file_name}, {self.size / 1e6:.0f} MB"
+
 
 def serve_torch(standin: StandIn, directory: Path) -> Torch:
     """Serve the real torch where `PIP_FIND_LINKS` names a folder that has it, else a made one."""
