@@ -19,6 +19,8 @@ def _lead(monkeypatch: pytest.MonkeyPatch, standin: StandIn, cache: Path) -> Non
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.set.items():
         monkeypatch.setenv(name, value)
+    # A test that is about a second try asks for it.
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ class Target:
     prefix: Path
     standin: StandIn
     plans: dict[tuple[str, ...], Plan] = field(default_factory=dict)
-    """What was planned for an empty environment, and holds in each."""
+    """What was planned for an empty environment, and holds in each of the same Python."""
 
     @property
     def python(self) -> Path:
@@ -45,7 +45,7 @@ class Target:
 
     @property
     def site(self) -> Path:
-        return self.read().site_packages
+        return next(self.prefix.rglob("site-packages"))
 
     def read(self) -> Environment:
         return read_environment(self.prefix)
@@ -82,7 +82,7 @@ class Target:
 
     def fill(self, backend: str, *requirements: str) -> None:
         """Bring what a test starts from: an empty environment is planned for once a session."""
-        key = (backend, self.read().interpreter.tag, *requirements)
+        key = (backend, *requirements)
         if key not in self.plans:
             self.plans[key] = self.plan(backend, *requirements)
         install_plan(replace(self.plans[key], python=self.python, prefix=self.prefix))

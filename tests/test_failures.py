@@ -186,7 +186,7 @@ def test_what_only_the_cache_lacks_is_told_from_the_rest() -> None:
 @pytest.fixture
 def hasty(cold_target: Target, monkeypatch: pytest.MonkeyPatch) -> Target:
     """Return a target for which uv gives up soon."""
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setattr("torchenv_magic.installation.planning._HEAD_START_SECONDS", 0.2)
     monkeypatch.setenv("UV_HTTP_TIMEOUT", "1")
     return cold_target
 
@@ -227,11 +227,9 @@ def test_a_page_that_is_spoilt_ends_in_one_message(
     ("kind", "status", "error", "expected"),
     [
         ("status", 404, SourceError, r"answered HTTP 404 for torch==2\.13\.0\+cu126"),
-        ("status", 500, SourceError, r"answered HTTP 500 for torch==2\.13\.0\+cu126"),
         ("truncate", 0, SourceError, "ended early"),
         ("corrupt", 0, InstallError, "is damaged"),
         ("stall", 0, SourceError, "timeout"),
-        ("silent", 0, SourceError, "timed out"),
     ],
 )
 def test_a_wheel_that_is_spoilt_leaves_the_environment_as_it_was(
@@ -265,6 +263,7 @@ def test_what_fails_twice_and_then_works_is_no_failure(
     cold_target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_HTTP_TIMEOUT", "1")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "2")
     plan = cold_target.plan("cu126")
     cold_target.standin.faults = [Fault(pattern=TORCH_WHEEL, kind="truncate", times=1)]
     install_plan(plan)

@@ -40,6 +40,12 @@ CPU, CU126, CU130 = (Backend.parse(name) for name in ("cpu", "cu126", "cu130"))
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what PyPI has for Linux")
 
 
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for an index that is away no longer than a test should."""
+    monkeypatch.setattr("torchenv_magic.installation.planning._HEAD_START_SECONDS", 0.2)
+
+
 # -------------------------------------------------------------------------------------- the folders
 
 
@@ -358,7 +364,6 @@ def test_a_folder_is_enough_where_there_is_no_network_at_all(
 def test_an_index_that_refuses_is_an_index_that_can_not_be_used(
     target: Target, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
-    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     offer_folder(target.standin, folder, "cpu", "torch")
     monkeypatch.setenv("UV_FIND_LINKS", str(folder))
     target.standin.faults = [fault]

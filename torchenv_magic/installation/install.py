@@ -22,7 +22,7 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import BusyError, InstallError
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
-from torchenv_magic.installation.footprint import missing_files
+from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
 from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
@@ -129,6 +129,7 @@ def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
         if recovered is not None:
             environment = _read(plan)
         check_current(plan, environment)
+        before = metadata_directories(sites(environment))
         check_space(plan, environment.site_packages, uv=uv)
         with Transaction(environment) as transaction:
             if plan.versions:
@@ -136,7 +137,8 @@ def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
                 check_staged(plan, transaction.staged_site())
             with _nobody_else(plan, tell, cancellation):
                 # Neither pip nor a person waits for us: what was planned must still be true.
-                check_current(plan, _read(plan))
+                if metadata_directories(sites(environment)) != before:
+                    check_current(plan, _read(plan))
                 expectation = _switch(plan, transaction, environment, tell, cancellation)
     tell(Event(phase="done", message="Installed"))
     return Result(

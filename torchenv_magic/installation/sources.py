@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -142,17 +143,26 @@ def _open(address: str, *, method: str) -> AbstractContextManager[HTTPResponse]:
     if "all" in proxies:
         # uv's word, and curl's; urllib reads it and does nothing with it.
         proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
-    context = ssl.create_default_context()
-    # uv reads these too; OpenSSL reads them only where it was not built with other paths.
-    for name, key in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
-        if (value := os.environ.get(name)) and Path(value).exists():
-            context.load_verify_locations(**{key: value})
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context)
-    )
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
+    if parts.scheme == "https":
+        context = _trust(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
     request = urllib.request.Request(address, method=method, headers=headers)  # noqa: S310
     response: AbstractContextManager[HTTPResponse] = opener.open(request, timeout=_SECONDS)
     return response
+
+
+@lru_cache(maxsize=2)
+def _trust(file: str, directory: str) -> ssl.SSLContext:
+    # Kept, since reading a machine's certificates takes 30 ms, for each of thirty files.
+    context = ssl.create_default_context()
+    # uv reads these too; OpenSSL reads them only where it was not built with other paths.
+    if file and Path(file).exists():
+        context.load_verify_locations(cafile=file)
+    if directory and Path(directory).exists():
+        context.load_verify_locations(capath=directory)
+    return context
 
 
 def sizes(addresses: Iterable[str]) -> dict[str, int]:
