@@ -262,6 +262,23 @@ def test_where_a_kernel_that_ends_is_a_crash_the_person_is_told(started: Started
     assert kernel.value("kept") == 1
 
 
+def test_colab_gets_its_own_restart_button(started: Started) -> None:
+    """By the variable that Colab sets; the button is the one that its own pip hook shows."""
+    kernel, _ = started
+    run(kernel, "import os\nos.environ['COLAB_RELEASE_TAG'] = 'release-colab-20261101'")
+    run(kernel, f"{INSTALL} torch==2.12.0\nimport torch")
+    request = kernel.send(f"{INSTALL} torch==2.13.0", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    kernel.printed(request)  # waits for all of it
+    kind = "application/vnd.colab-display-data+json"
+    buttons = [
+        message["content"]["data"][kind]
+        for message in kernel.iopub
+        if kind in message["content"].get("data", {})
+    ]
+    assert [button["pip_warning"] for button in buttons] == [{"packages": ["torch"]}]
+
+
 # ------------------------------------------------------------------------- a session that has work
 
 WORK = "data = bytearray(10_000_000)"

@@ -36,7 +36,7 @@ from torchenv_magic.notebook.rendering import (
     register_formatters,
     verification_html,
 )
-from torchenv_magic.notebook.restart import Restart, RungChoice
+from torchenv_magic.notebook.restart import Restart, RungChoice, colab_restart_button
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status, read_repaired, read_status
@@ -262,6 +262,9 @@ class _Ending:
         verification = _verify_in_child(read_environment())
         loaded = f" {effects.loaded_words}" if effects.must_restart else ""
         self.view.show(verification, lead=f"{self.result}.{loaded} {choice.tell}.")
+        if self.front_end.kind == "colab":
+            modules = [module for item in effects.loaded for module in item.modules]
+            display(colab_restart_button(modules), raw=True)  # type: ignore[no-untyped-call]
         self.restart.abort_queue()
         verification.raise_for_failure()
 
