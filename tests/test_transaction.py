@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -14,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.standin import TORCH, make_wheel
 from tests.targets import Target, make_dependent, make_environment, settle
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.environment import Environment, InstalledPackage, Interpreter
 from torchenv_magic.errors import BusyError, DiskSpaceError, InstallError
-from torchenv_magic.expectation import read_expectation
+from torchenv_magic.expectation import Expectation, read_expectation
 from torchenv_magic.installation import transaction
 from torchenv_magic.installation.footprint import missing_files, placements, roots
 from torchenv_magic.installation.install import install_plan, recover_environment
 from torchenv_magic.installation.locking import locked
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.staging import check_space
+from torchenv_magic.installation.transaction import has_left_overs, recover
 from torchenv_magic.installation.uv import find_uv
 
 pytest_plugins = ["tests.target_fixtures"]
@@ -635,3 +641,124 @@ def test_a_package_that_shares_its_folder_with_a_stranger_is_switched(
     target.install("cpu")
     assert target.imported("torch.plugins.mine", "torch") == f"{TORCH}+cpu"
     assert missing_files(target.site, ["plugin"]) == ()
+
+
+# ---------------------------------------------------------------------- any files, any interruption
+
+PLACES = (
+    *("one.py", "two.py", "torch/a.py", "torch/b.py", "torch/lib/c.so", "torch/lib/deep/d.so"),
+    *("nvidia/__init__.py", "nvidia/cublas/lib.so", "nvidia/cudnn/lib.so", "nvidia/cu13/x/y.so"),
+    *("../../../bin/torchrun", "../../../share/man/man1/torch.1", "../../../include/torch.h"),
+)
+
+
+def strewn(root: Path, owner: str, places: frozenset[str]) -> None:
+    """Write files into a folder of packages, where none is yet in the way of a folder."""
+    for place in sorted(places):
+        file = Path(os.path.normpath(root / place))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{owner} {place}", encoding="utf-8")
+
+
+def recorded(root: Path, name: str, version: str, places: frozenset[str]) -> InstalledPackage:
+    info = root / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    rows = [*sorted(places), f"{info.name}/RECORD"]
+    (info / "RECORD").write_text("".join(f"{row},,\n" for row in rows), encoding="utf-8")
+    return InstalledPackage(name=name, version=version, metadata_directory=info)
+
+
+def contents(prefix: Path) -> dict[str, str]:
+    settle()
+    return {
+        path.relative_to(prefix).as_posix(): path.read_text(encoding="utf-8")
+        for path in prefix.rglob("*")
+        if path.is_file() and ".torchenv" not in path.relative_to(prefix).as_posix()
+    }
+
+
+some = st.frozensets(st.sampled_from(PLACES))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    old=some,
+    new=some,
+    other=some,
+    mine=some,
+    steps=st.lists(st.integers(1, 24), max_size=3).map(list),
+)
+def test_any_switch_is_whole_or_was_never(
+    *,
+    tmp_path_factory: pytest.TempPathFactory,
+    old: frozenset[str],
+    new: frozenset[str],
+    other: frozenset[str],
+    mine: frozenset[str],
+    steps: list[int],
+) -> None:
+    other -= old | new
+    mine -= old | other
+    prefix = tmp_path_factory.mktemp("env").resolve()
+    site = prefix / "lib" / "python3.12" / "site-packages"
+    strewn(site, "old", old)
+    strewn(site, "other", other)
+    strewn(site, "mine", mine)
+    packages = [recorded(site, "torch", "1", old), recorded(site, "other", "1", other)]
+    environment = Environment(
+        interpreter=Interpreter(
+            executable=prefix / "bin" / "python", version="3.12.1", implementation="cpython"
+        ),
+        kind="venv",
+        prefix=prefix,
+        site_packages=site,
+        has_pip=False,
+        writable=True,
+        externally_managed=None,
+        free_bytes=0,
+        packages=tuple(packages),
+    )
+    before = contents(prefix)
+    wish = Expectation(requirements=("torch",), backend=Backend("cpu"), versions=(("torch", "2"),))
+    waits = iter(steps)
+    left = next(waits, 0)
+
+    def rename(source: Path, to: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            left = next(waits, 0)
+            raise KeyboardInterrupt
+        source.rename(to)
+
+    def attempt() -> None:
+        with locked(environment), transaction.Transaction(environment) as change:
+            stage = change.stage / "lib" / "python3.12" / "site-packages"
+            strewn(stage, "new", new)
+            recorded(stage, "torch", "2", new)
+            change.switch(["torch"], incoming=["torch"], expectation=wish)
+            change.commit()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transaction, "_rename", rename)
+        with contextlib.suppress(KeyboardInterrupt):
+            attempt()
+        # Another interrupt on the way back leaves the journal to the next contact.
+        with contextlib.suppress(KeyboardInterrupt), locked(environment):
+            recover(environment)
+    with locked(environment):
+        recover(environment)
+    now = contents(prefix)
+    if read_expectation(prefix) is None:
+        assert now == before
+        attempt()
+        now = contents(prefix)
+    expected = {name: text for name, text in before.items() if not text.startswith("old ")}
+    expected.pop("lib/python3.12/site-packages/torch-1.dist-info/RECORD")
+    for place in new:
+        path = Path(os.path.normpath(site / place)).relative_to(prefix).as_posix()
+        expected[path] = f"new {place}"
+    now.pop("lib/python3.12/site-packages/torch-2.dist-info/RECORD")
+    assert now == expected
+    settle()
+    assert not has_left_overs(environment)
