@@ -143,6 +143,12 @@ def _of_machine(words: _Words, subject: str) -> _Explanation | None:
             f"uv is told to use no network, and its cache has not all of {subject}",
             "unset UV_OFFLINE (or `offline` in uv's configuration), then try again",
         )
+    if "externally managed" in flat:
+        return (
+            TargetError,
+            "The environment belongs to the system's package manager, which forbids installing",
+            "make an environment of your own and choose it as the kernel",
+        )
     if _PERMISSION.search(flat):
         return (
             TargetError,

@@ -281,8 +281,10 @@ def _children_in_proc(proc: Path, parent: int) -> Iterator[ChildProcess]:
         state = stat.rpartition(")")[2].split()[0]
         if state in "ZX":
             continue
-        words = command.decode(errors="replace").split("\0")
-        yield ChildProcess(pid=pid, command=_shorten(" ".join(filter(None, words))))
+        words = " ".join(filter(None, command.decode(errors="replace").split("\0")))
+        # Between its fork and its exec a process has no command line yet, but its parent's name.
+        name = stat.partition("(")[2].rpartition(")")[0]
+        yield ChildProcess(pid=pid, command=_shorten(words or name))
 
 
 def _child_pids(proc: Path, parent: int) -> list[int]:
