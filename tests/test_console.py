@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,14 +52,6 @@ class Session:
     def expect(self, pattern: str) -> None:
         self.child.expect(pattern)
 
-    def interrupt_until(self, pattern: str) -> None:
-        """Press Ctrl-C until it is answered, as a person does whose first one the terminal ate."""
-        for _ in range(10):
-            self.child.sendintr()
-            if self.child.expect([pattern, pexpect.TIMEOUT], timeout=2) == 0:
-                return
-        raise AssertionError(f"no {pattern!r} after ten interrupts")
-
 
 @contextlib.contextmanager
 def terminal(workplace: Workplace, program: Path, *arguments: str) -> Iterator[Session]:
@@ -72,6 +65,8 @@ def terminal(workplace: Workplace, program: Path, *arguments: str) -> Iterator[S
             "PROMPT_TOOLKIT_NO_CPR": "1",
         },
         cwd=str(workplace.directory),
+        # Who runs the tests in the background of a script ignores it, and all below inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         encoding="utf-8",
         dimensions=(50, 200),
         timeout=SECONDS,
@@ -133,7 +128,8 @@ def test_an_interrupt_in_the_console_cancels(workplace: Workplace) -> None:
         session.ask("%load_ext torchenv_magic")
         session.type("%torchenv install cpu")
         session.expect(r"[\d.]+ [kM]?B of 1\.\d MB")
-        session.interrupt_until(r"Cancelled\. The environment is as it was\.")
+        session.child.sendintr()
+        session.expect(r"Cancelled\. The environment is as it was\.")
         assert "42" in session.ask("print(6 * 7)")
     assert workplace.versions() == {}
 
@@ -166,7 +162,8 @@ def test_an_interrupt_in_ipython_cancels_and_shows_no_traceback(workplace: Workp
         session.ask("%load_ext torchenv_magic")
         session.type("%torchenv install cpu")
         session.expect(r"[\d.]+ [kM]?B of 1\.\d MB")
-        session.interrupt_until(r"Cancelled\. The environment is as it was\.")
+        session.child.sendintr()
+        session.expect(r"Cancelled\. The environment is as it was\.")
         answer = session.ask("print(6 * 7)")
         assert "42" in answer
         assert "Traceback" not in answer
