@@ -208,10 +208,10 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
 
 
 def accelerator_to_json(accelerator: Accelerator) -> dict[str, Any]:
-    """Return an accelerator with only the one architecture key that its vendor has."""
+    """Return an accelerator with only the keys that its vendor has."""
     data: dict[str, Any] = to_json(accelerator)
     if accelerator.vendor != "nvidia":
-        del data["compute_capability"]
+        del data["compute_capability"], data["cuda_version"]
     if accelerator.vendor != "amd":
         del data["gfx"]
     return data

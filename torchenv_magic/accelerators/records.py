@@ -49,6 +49,9 @@ class Accelerator:
     """AMD only: the architecture's name, such as `gfx1100`."""
     memory_bytes: int | None = None
     driver_version: str | None = None
+    cuda_version: str | None = None
+    """NVIDIA only: the newest CUDA that the driver speaks, `12.4`. Told, never decided on: what a
+    build needs is stated in driver versions."""
     source: str = ""
     """Where these facts were read: `NVML`, `nvidia-smi`, a file's path."""
 
@@ -75,6 +78,15 @@ class Platform:
     libc: Literal["glibc", "musl"] | None = None
     """Linux only."""
     libc_version: str | None = None
+    system_version: str | None = None
+    """macOS only: `14.5`."""
+    wsl: bool = False
+    """Whether this Linux runs in Windows: the GPU's driver is then that of Windows."""
+
+    @property
+    def driver_system(self) -> System:
+        """The system whose numbers the GPU drivers here carry: that of Windows, under WSL."""
+        return "windows" if self.wsl else self.system
 
     @property
     def wheel_platform(self) -> str:
@@ -89,8 +101,9 @@ class Platform:
         return f"{self.system}_{machine}"
 
     def __str__(self) -> str:
+        version = f" {self.system_version}" if self.system_version else ""
         libc = f", {self.libc} {self.libc_version}" if self.libc else ""
-        return f"{self.system} {self.machine}{libc}"
+        return f"{self.system}{version} {self.machine}{libc}{', in WSL' if self.wsl else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
