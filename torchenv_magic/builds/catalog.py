@@ -55,6 +55,8 @@ class Build:
     """As `Interpreter.tag` calls them: `cp311`, `cp314t`."""
     glibc: str | None
     """The oldest glibc that the wheel's tag allows; None where there is no glibc."""
+    macos: str | None = None
+    """The oldest macOS that the wheel's tag allows, `14.0`; None elsewhere."""
     source: str
 
     @property
@@ -325,6 +327,7 @@ def _builds(
                     wheel_platform=row["platform"],
                     python_tags=tuple(row["python"]),
                     glibc=row.get("glibc"),
+                    macos=row.get("macos"),
                     source=row["source"],
                 )
                 for torch in row["torch"]
