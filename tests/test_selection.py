@@ -365,7 +365,7 @@ MACHINES = (
         version=None,
         reason="no build of torch==2.15.* fits this host",
         warnings=(
-            "no build of torch==2.15.* runs on Tesla T4: needs driver >= 580; here 550.54.15",
+            "no build of torch==2.15.* runs on Tesla T4: needs driver ≥ 580; here 550.54.15",
             "torch 2.14.1 as cu126 would fit",
             "driver 580 or newer would run torch 2.15.0 as cu132",
         ),
@@ -396,7 +396,7 @@ MACHINES = (
         warnings=(
             (
                 "no build of torch==2.15.* can be installed here:"
-                " no torch==2.15.* on this index for this Python: torch 2.4.0 to 2.14.1"
+                " no wheel of torch==2.15.* on this index for this Python: torch 2.4.0 to 2.14.1"
             ),
             "torch 2.14.1 as cpu would fit",
             "PyPI's own wheel of torch 2.15.0 is a cpu build for this system",
@@ -549,7 +549,7 @@ MACHINES = (
         warnings=(
             (
                 "cu126 was asked for:"
-                " no torch==2.15.* on this index for this Python: torch 2.6.0 to 2.14.1"
+                " no wheel of torch==2.15.* on this index for this Python: torch 2.6.0 to 2.14.1"
             ),
             "torch 2.14.1 as cu126 would fit",
             "torch 2.15.0 as cu132 would fit",
@@ -665,8 +665,8 @@ def test_each_other_backend_has_its_reason() -> None:
         "cu118": "runs here with torch 2.7.1",
         "cu124": "runs here with torch 2.6.0",
         "cpu": "runs on any machine, without a GPU",
-        "cu132": "needs driver >= 580; here 550.54.15",
-        "cu130": "needs driver >= 580; here 550.54.15",
+        "cu132": "needs driver ≥ 580; here 550.54.15",
+        "cu130": "needs driver ≥ 580; here 550.54.15",
         "cu121": "no wheel for Python 3.13: Python 3.8 to 3.12",
         "rocm7.14": "uv 0.13.9 does not know this backend",
         "rocm7.2": "no AMD GPU here",
@@ -830,7 +830,9 @@ def test_malformed_requirement_is_quoted(text: str) -> None:
 @pytest.mark.parametrize(
     ("requirements", "torch"),
     [
-        (("torchvision==0.19.0",), "2.15.0"),
+        (("torchvision==0.19.0",), "2.4.1"),
+        (("torchaudio==2.7.*", "torchvision"), "2.7.1"),
+        (("torch>=2.8", "torchvision<0.25"), "2.9.1"),
         (("Torch<2.10", "torchaudio"), "2.9.1"),
         (("torch>=2.7", "torch!=2.15.0", "torch<2.14.1"), "2.14.0"),
         (('torch<2.9; python_version < "3.12"',), "2.15.0"),
@@ -838,7 +840,9 @@ def test_malformed_requirement_is_quoted(text: str) -> None:
         (("torch~=2.11",), "2.15.0"),
     ],
 )
-def test_only_torch_drives_the_version(requirements: tuple[str, ...], torch: str) -> None:
+def test_torch_and_what_is_released_with_it_drive_the_version(
+    requirements: tuple[str, ...], torch: str
+) -> None:
     selection = select(
         Host(platform=LINUX, accelerators=(ADA,)),
         Request(requirements=requirements),

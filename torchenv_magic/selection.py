@@ -10,8 +10,8 @@ the newest backend.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -183,7 +183,7 @@ def select(
         host=host,
         interpreter=interpreter,
         catalog=catalog,
-        torch=_torch_specifier(request.requirements, interpreter),
+        demand=_demand(request.requirements, interpreter),
     )
     asked, asked_by = request.backend, "asked for"
     if asked is None and (word := (environ or {}).get("UV_TORCH_BACKEND", "")):
@@ -208,10 +208,11 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
 
 
 def accelerator_to_json(accelerator: Accelerator) -> dict[str, Any]:
-    """Return an accelerator with only the keys that its vendor has."""
+    """Return an accelerator with the keys of the contract, and of those only its vendor's."""
     data: dict[str, Any] = to_json(accelerator)
+    del data["cuda_version"]
     if accelerator.vendor != "nvidia":
-        del data["compute_capability"], data["cuda_version"]
+        del data["compute_capability"]
     if accelerator.vendor != "amd":
         del data["gfx"]
     return data
@@ -227,6 +228,43 @@ _VENDOR_NAMES: dict[Vendor, str] = {
 _SYSTEM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Demand:
+    """What the requirements ask of torch: its own versions, and those of what goes with it."""
+
+    torch: SpecifierSet = field(default_factory=SpecifierSet)
+    companions: tuple[tuple[str, SpecifierSet], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.torch) or bool(self.companions)
+
+    def __str__(self) -> str:
+        companions = [f"{name}{specifier}" for name, specifier in self.companions]
+        return " with ".join([f"torch{self.torch}", *companions])
+
+    def admits(self, torch: Version, local: str | None = None) -> bool:
+        """Return whether that release will do; `local` is the part after `+` that its wheel has."""
+        suffix = f"+{local}" if local else ""
+        return self.torch.contains(f"{torch}{suffix}", prereleases=True) and all(
+            any(
+                specifier.contains(f"{series}.{patch}{suffix}", prereleases=True)
+                for patch in range(_PATCH_RELEASES)
+            )
+            for name, specifier in self.companions
+            for series in [_COMPANION_SERIES[name](torch)]
+        )
+
+
+# Each release of these is made for one torch, and its metadata demands exactly that one: asked for
+# alone, `torchvision==0.19.*` means torch 2.4. Source: the tables in the READMEs of pytorch/vision
+# (0.15 with 2.0, and one number further with each torch since) and pytorch/audio (torch's own).
+_COMPANION_SERIES: dict[str, Callable[[Version], str]] = {
+    "torchvision": lambda torch: f"0.{torch.minor + 15}",
+    "torchaudio": lambda torch: f"{torch.major}.{torch.minor}",
+}
+_PATCH_RELEASES = 6
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Question:
     """One host, one Python, one demand on torch, and what the catalog says about them.
@@ -237,35 +275,36 @@ class _Question:
     host: Host
     interpreter: Interpreter
     catalog: Catalog
-    torch: SpecifierSet
+    demand: _Demand
 
     @cached_property
     def without_demand(self) -> _Question:
-        return replace(self, torch=SpecifierSet())
-
-    @property
-    def torch_words(self) -> str:
-        return f"torch{self.torch}"
+        return replace(self, demand=_Demand())
 
     def admits(self, build: Build) -> bool:
-        return not self.torch or self.torch.contains(build.local_version, prereleases=True)
+        return not self.demand or self.demand.admits(build.torch, build.local_version.local)
 
     def installs(self, build: Build) -> bool:
         return (
             self.interpreter.tag in build.python_tags
-            and self.has_glibc_for(build)
+            and self.has_system_for(build)
             and self.catalog.is_known_to_uv(build.backend)
         )
 
-    def has_glibc_for(self, build: Build) -> bool:
-        if build.glibc is None:
-            return True
+    def has_system_for(self, build: Build) -> bool:
+        """Return whether the C library, or macOS, is as new as the wheel's tag demands."""
         platform = self.host.platform
-        if platform.libc == "musl":
+        if build.glibc is not None and platform.libc == "musl":
             return False
-        # Where it could not be read, uv's own answer comes soon enough: no reason to refuse.
-        here = driver_number(platform.libc_version or "")
-        return here is None or here >= _number(build.glibc)
+        for needed, version in (
+            (build.glibc, platform.libc_version),
+            (build.macos, platform.system_version),
+        ):
+            # Where it could not be read, uv's own answer comes soon enough: no reason to refuse.
+            here = driver_number(version or "")
+            if needed is not None and here is not None and here < _number(needed):
+                return False
+        return True
 
     def builds(self, backend: Backend) -> tuple[Build, ...]:
         return self.catalog.builds_for(backend, self.host.platform.wheel_platform)
@@ -293,7 +332,7 @@ class _Question:
         """Return the driver that is needed and missing, or None where the driver will do."""
         if build.backend.kind != "cuda":
             return None
-        system = self.host.platform.system
+        system = self.host.platform.driver_system
         needed = [
             floor
             for accelerator in accelerators
@@ -406,13 +445,13 @@ def _installable(question: _Question, backend: Backend) -> tuple[list[Build], st
     for_python = [build for build in builds if interpreter.tag in build.python_tags]
     if not for_python:
         return [], _python_reason(interpreter, builds)
-    for_libc = [build for build in for_python if question.has_glibc_for(build)]
-    if not for_libc:
-        return [], _libc_reason(host.platform, for_python)
-    admitted = [build for build in for_libc if question.admits(build)]
+    for_system = [build for build in for_python if question.has_system_for(build)]
+    if not for_system:
+        return [], _system_reason(host.platform, for_python)
+    admitted = [build for build in for_system if question.admits(build)]
     if not admitted:
-        there = _range_words(for_libc)
-        return [], f"no {question.torch_words} on this index for this Python: torch {there}"
+        there = _range_words(for_system)
+        return [], f"no wheel of {question.demand} on this index for this Python: torch {there}"
     return admitted, ""
 
 
@@ -435,7 +474,7 @@ def _judge_devices(question: _Question, backend: Backend, admitted: list[Build])
     # A backend's releases need the same driver: what the newest lacks, the older ones lack too.
     if needed := question.driver_needed(newest, targets):
         here = targets[0].driver_version
-        return refused(f"needs driver >= {needed}; here {here}", newest)
+        return refused(f"needs driver ≥ {needed}; here {here}", newest)
     reason = f"runs here with torch {newest.torch}"
     if newest != admitted[0]:
         reason += f", the newest with code for {_code_words(targets)}"
@@ -464,9 +503,12 @@ def _python_range(tags: Iterable[str]) -> str:
     return f"3.{minors[0]} to 3.{minors[-1]}"
 
 
-def _libc_reason(platform: Platform, builds: Iterable[Build]) -> str:
+def _system_reason(platform: Platform, builds: Iterable[Build]) -> str:
     if platform.libc == "musl":
         return "no wheel for musl: PyTorch's Linux wheels need glibc"
+    if platform.system == "macos":
+        oldest = min((build.macos for build in builds if build.macos), key=_number)
+        return f"needs macOS {oldest} or newer; here {platform.system_version}"
     oldest = min((build.glibc for build in builds if build.glibc), key=_number)
     return f"needs glibc {oldest} or newer; here {platform.libc_version}"
 
@@ -596,9 +638,9 @@ def _nothing(question: _Question, verdicts: tuple[_Verdict, ...]) -> Selection:
         question,
         verdicts,
         None,
-        reason=f"no build of {question.torch_words} fits this host",
+        reason=f"no build of {question.demand} fits this host",
         warnings=[
-            f"no build of {question.torch_words} {on}: {why}",
+            f"no build of {question.demand} {on}: {why}",
             *_remedies(question, verdicts),
         ],
         unsupported=[
@@ -625,7 +667,7 @@ def _remedies(question: _Question, verdicts: tuple[_Verdict, ...]) -> list[str]:
 
 
 def _other_torch(question: _Question) -> str | None:
-    relaxed = _best(question.without_demand) if question.torch else None
+    relaxed = _best(question.without_demand) if question.demand else None
     if relaxed is None or relaxed.backend is None:
         return None
     return f"torch {relaxed.torch} as {relaxed.backend} would fit"
@@ -661,7 +703,7 @@ def _pypi_wheel(question: _Question) -> str | None:
         return None
     for torch in question.catalog.pypi_versions(platform.wheel_platform, question.interpreter.tag):
         backend = question.catalog.pypi_default(torch, platform.wheel_platform)
-        if backend == Backend("cpu") and question.torch.contains(torch):
+        if backend == Backend("cpu") and question.demand.admits(torch):
             return f"PyPI's own wheel of torch {torch} is a cpu build for this system"
     return None
 
@@ -671,7 +713,7 @@ def _other_python(question: _Question) -> str | None:
         tag
         for backend in question.catalog.backends()
         for build in question.builds(backend)
-        if question.admits(build) and question.has_glibc_for(build)
+        if question.admits(build) and question.has_system_for(build)
         for tag in build.python_tags
     }
     if not tags or question.interpreter.tag in tags:
@@ -760,7 +802,7 @@ def _selection(
 
 
 def _demand_words(question: _Question) -> str:
-    return f"{question.torch_words} " if question.torch else ""
+    return f"{question.demand} " if question.demand else ""
 
 
 def _limiting_driver(
@@ -812,7 +854,7 @@ def _unsupported_warning(question: _Question, accelerator: Accelerator) -> str:
         if (needed := question.driver_needed(build, [accelerator]))
     }
     if not floors:
-        return f"{unused}: no build of {question.torch_words} runs on it"
+        return f"{unused}: no build of {question.demand} runs on it"
     lowest = min(floors, key=_number)
     return (
         f"{unused}: its driver {accelerator.driver_version} is too old;"
@@ -834,7 +876,8 @@ def _unknown_warnings(
                 f" whether {chosen.backend} has code for it was not checked"
             )
         if driver_number(accelerator.driver_version or "") is None:
-            floor = question.catalog.driver_floor(chosen.backend, question.host.platform.system)
+            system = question.host.platform.driver_system
+            floor = question.catalog.driver_floor(chosen.backend, system)
             warnings.append(
                 f"the driver version of {accelerator.name} is unknown:"
                 f" {chosen.backend} needs {floor} or newer"
@@ -864,17 +907,21 @@ def _exclusion(
     return f"torch<{major}.{minor}"
 
 
-def _torch_specifier(requirements: Iterable[str], interpreter: Interpreter) -> SpecifierSet:
-    """Return what the requirements demand of torch itself, all together."""
+def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
+    """Return what the requirements demand of torch, all together."""
     version = interpreter.version
     environment = {
         "python_version": ".".join(version.split(".")[:2]),
         "python_full_version": version,
     }
-    demands = SpecifierSet()
+    demands: dict[str, SpecifierSet] = {}
     for requirement in map(parse_requirement, requirements):
-        if canonicalize_name(requirement.name) == "torch" and (
-            requirement.marker is None or requirement.marker.evaluate(environment)
-        ):
-            demands &= requirement.specifier
-    return demands
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            name = canonicalize_name(requirement.name)
+            demands[name] = demands.get(name, SpecifierSet()) & requirement.specifier
+    return _Demand(
+        torch=demands.get("torch", SpecifierSet()),
+        companions=tuple(
+            (name, demands[name]) for name in _COMPANION_SERIES if demands.get(name, None)
+        ),
+    )
