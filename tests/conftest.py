@@ -1,5 +1,15 @@
-"""Name the modules whose fixtures every test may use."""
+"""Name the modules whose fixtures every test may use; keep tests off the person's own cache."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 pytest_plugins = ["tests.browser.fixtures", "tests.standin.fixtures", "tests.workplace"]
+
+
+@pytest.fixture(autouse=True)
+def _own_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what the index said to the person, or to another test, decide nothing here."""
+    monkeypatch.setenv("TORCHENV_CACHE_DIR", str(tmp_path / "torchenv-cache"))

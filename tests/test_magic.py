@@ -325,7 +325,7 @@ COMPLETED = {
     "%torchenv install --": "--help --restart --yes",
     "%torchenv install --restart=": "--restart=always --restart=auto --restart=never",
     "%torchenv install --restart n": "never",
-    "%torchenv status ": "--help",
+    "%torchenv status ": "--help --refresh",
 }
 
 

@@ -384,6 +384,6 @@ def test_help_fits_a_terminal_and_names_every_option(notebook: bool) -> None:  #
 
 def test_options_of_each_word() -> None:
     assert options_of("install", notebook=True) == ("--yes", "--restart", "--help")
-    assert options_of("status", notebook=True) == ("--help",)
+    assert options_of("status", notebook=True) == ("--refresh", "--help")
     assert options_of("select", notebook=False) == ("--backend", "--json", "--python", "--help")
     assert options_of("detect", notebook=False) == ("--json", "--help")

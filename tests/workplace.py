@@ -49,6 +49,8 @@ class Workplace:
             "JUPYTER_PATH": str(self.directory / "data"),
             "JUPYTER_RUNTIME_DIR": str(self.directory / "runtime"),
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            # What the index said in one test is no longer so in the next.
+            "TORCHENV_CACHE_DIR": str(self.directory / "torchenv-cache"),
         }
         return {**self.standin.environment(self.cache, hermetic=True).apply(own), **settings}
 

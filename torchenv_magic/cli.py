@@ -7,27 +7,26 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from torchenv_magic.accelerators import detect
 from torchenv_magic.errors import InstallCancelled, TorchEnvError
-from torchenv_magic.expectation import read_expectation
-from torchenv_magic.installation.install import install_plan
-from torchenv_magic.installation.plan import Plan
-from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
-from torchenv_magic.installation.progress import Event
-from torchenv_magic.installation.uv import Cancellation
-from torchenv_magic.selection import selection_to_json
 from torchenv_magic.serialization import to_json
-from torchenv_magic.status import read_repaired, read_status
-from torchenv_magic.verification import Verification, verify
 from torchenv_magic.words import HelpRequested, Words, overview, parse_words
+
+# What a word needs is imported in it: `torchenv select` answers in a fraction of the time that the
+# modules of an install take to import.
+if TYPE_CHECKING:
+    from torchenv_magic.builds.current import Refresh
+    from torchenv_magic.installation.plan import Plan
+    from torchenv_magic.installation.progress import Event
+    from torchenv_magic.installation.uv import Cancellation
+    from torchenv_magic.status import Status
+    from torchenv_magic.verification import Verification
 
 __all__ = ["main"]
 
@@ -80,23 +79,34 @@ def _run(texts: Sequence[str]) -> int:
 # ------------------------------------------------------------------------------------- the words
 
 
+def _look(words: Words) -> Status:
+    from torchenv_magic.status import read_status
+
+    refresh: Refresh = "always" if words.refresh else "never"
+    return read_status(words.request, python=words.python, refresh=refresh)
+
+
 def _status(words: Words) -> int:
-    status = read_status(words.request, python=words.python)
+    status = _look(words)
     return _print(words, str(status), to_json(status))
 
 
 def _list(words: Words) -> int:
-    selection = read_status(words.request, python=words.python).selection
+    selection = _look(words).selection
     return _print(words, str(selection), to_json(selection.alternatives))
 
 
 def _detect(words: Words) -> int:
+    from torchenv_magic.accelerators import detect
+
     host = detect()
     return _print(words, str(host), to_json(host))
 
 
 def _select(words: Words) -> int:
-    selection = read_status(words.request, python=words.python).selection
+    from torchenv_magic.selection import selection_to_json
+
+    selection = _look(words).selection
     return _print(words, str(selection), selection_to_json(selection))
 
 
@@ -113,6 +123,10 @@ def _plan(words: Words) -> int:
 
 
 def _install(words: Words) -> int:
+    from torchenv_magic.installation.install import install_plan
+    from torchenv_magic.status import read_repaired
+    from torchenv_magic.verification import verify
+
     with _stoppable() as cancellation:
         plan = _make_plan(words, cancellation)
         if not words.json and not plan.nothing_to_do:
@@ -135,6 +149,10 @@ def _install(words: Words) -> int:
 
 
 def _verify(words: Words) -> int:
+    from torchenv_magic.expectation import read_expectation
+    from torchenv_magic.status import read_repaired
+    from torchenv_magic.verification import verify
+
     environment, recovered, _ = read_repaired(words.python)
     if recovered:
         _talk(recovered)
@@ -160,7 +178,10 @@ def _judge(words: Words, verification: Verification) -> int:
 
 
 def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
-    status = read_status(words.request, python=words.python)
+    from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+    from torchenv_magic.status import read_status
+
+    status = read_status(words.request, python=words.python, refresh="stale")
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
@@ -190,6 +211,8 @@ def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
 @contextlib.contextmanager
 def _stoppable() -> Iterator[Cancellation]:
     """Turn Ctrl-C, and a polite end from outside, into a wish that puts everything back first."""
+    from torchenv_magic.installation.uv import Cancellation
+
     cancellation = Cancellation()
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -283,6 +306,8 @@ class _Progress:
             self.close()
             _talk(event.message)
         elif event.bytes is not None and self._moving:
+            import shutil
+
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{str(event.bytes)[:width]}", end="", file=sys.stderr, flush=True)
             self._open = True

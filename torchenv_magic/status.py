@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchenv_magic.accelerators import Host, detect
+from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.builds.current import CurrentCatalog, Refresh
 from torchenv_magic.environment import Environment, installed_backend, read_environment
 from torchenv_magic.errors import InstallError, TargetError
-from torchenv_magic.installation.install import recover_environment
-from torchenv_magic.installation.transaction import is_interrupted
+from torchenv_magic.installation.locking import state_directory
 from torchenv_magic.selection import Request, Selection, select
 
 __all__ = ["Status", "read_repaired", "read_status", "verdict"]
@@ -83,20 +84,38 @@ def verdict(selection: Selection, installed: Backend | None) -> str | None:
     return None
 
 
-def read_status(request: Request | None = None, *, python: Path | None = None) -> Status:
+def read_status(
+    request: Request | None = None, *, python: Path | None = None, refresh: Refresh = "never"
+) -> Status:
     """Look at the host and at the environment of `python`, and select for `request`.
 
     What an interrupted install left is repaired first.
+
+    Parameters
+    ----------
+    refresh
+        What is asked of the PyTorch index: nothing (`never`: what it said in the last days is used,
+        else the shipped catalog), all that is a day old where the backend is open, for a second at
+        most and without a word where it fails (`stale`), or everything (`always`).
 
     Raises
     ------
     TargetError, RequestError
     """
+    request = request or Request()
+    if refresh == "stale" and (request.backend or os.environ.get("UV_TORCH_BACKEND")):
+        refresh = "never"
+    platform = read_platform(environ=os.environ)
+    # Answers while host and environment are looked at.
+    current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
     environment, recovered, unrepaired = read_repaired(python)
     host = detect()
+    catalog, note = current.read()
     selection = select(
-        host, request or Request(), interpreter=environment.interpreter, environ=os.environ
+        host, request, interpreter=environment.interpreter, catalog=catalog, environ=os.environ
     )
+    if note:
+        selection = replace(selection, warnings=(*selection.warnings, note))
     return Status(
         host=host,
         environment=environment,
@@ -119,6 +138,16 @@ def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, 
         There is no such interpreter.
     """
     environment = read_environment(python)
+    # Every install begins with this folder, and nothing is to be repaired where none began. What
+    # repairs is also slow to import: half of the time of `torchenv select`.
+    if not state_directory(environment).exists():
+        return environment, None, None
+    from torchenv_magic.installation.transaction import has_left_overs, is_interrupted
+
+    if not has_left_overs(environment):
+        return environment, None, None
+    from torchenv_magic.installation.install import recover_environment
+
     changing = is_interrupted(environment)
     try:
         recovered = recover_environment(environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shlex
 import sys
@@ -41,10 +40,11 @@ _SUMMARIES = {
     "install": "install PyTorch, restart the kernel, and prove that it works",
     "verify": "prove on the device that the installed PyTorch works",
     "detect": "the accelerators of this host",
-    "select": "which build is chosen here, and why; asks no network",
+    "select": "which build is chosen here, and why",
 }
 _IN_NOTEBOOK = ("status", "list", "plan", "install", "verify")
 _ASKING = ("list", "plan", "install", "select")
+_LOOKING = ("status", "list", "select")
 
 _EXAMPLES = """examples:
   {prog} install                      the best build for this machine
@@ -94,6 +94,8 @@ class Words:
     """Consents to wheels from elsewhere than the PyTorch index where that can't be reached."""
     restart: Restart | None = None
     """None: a fresh kernel after a change, unless the session holds what took work."""
+    refresh: bool = False
+    """Asks the PyTorch index which builds it has now."""
     json: bool = False
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
@@ -187,6 +189,7 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         ),
         yes=getattr(options, "yes", False),
         restart=getattr(options, "restart", None),
+        refresh=getattr(options, "refresh", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
         line=f"{prog} {_written(arguments, notebook=notebook)}",
@@ -242,9 +245,15 @@ def _requirement(text: str) -> str:
     return text.strip()
 
 
+def _nearest(word: str, known: Sequence[str], *, cutoff: float = 0.6) -> list[str]:
+    import difflib  # only what is misspelt waits for it
+
+    return difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+
+
 def _unknown_word(first: str, known: Sequence[str], prog: str) -> RequestError:
     word = first.lower()
-    nearest = difflib.get_close_matches(word, known, n=1)
+    nearest = _nearest(word, known)
     other = _OTHER_WORDS.get(word)
     if not nearest and other is not None and other in known:
         nearest = [other]
@@ -263,7 +272,7 @@ def _unknown_option(text: str, parser: _Parser, options: Sequence[str]) -> Reque
             f"`{parser.prog}` takes no `{text}`", hint=f"`{parser.prog} -h` shows how it is written"
         )
     name = text.partition("=")[0]
-    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    nearest = _nearest(name, options, cutoff=0.75)
     hint = f"`{parser.prog} -h` shows how it is written"
     if nearest:
         hint = f"did you mean `{nearest[0]}`? {hint}"
@@ -311,6 +320,11 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     if word == "select":
         usage.append("[--backend NAME]")
         add("--backend", dest="backend", metavar="NAME", help="same as BACKEND")
+    if word in _LOOKING:
+        usage.append("[--refresh]")
+        add("--refresh", action="store_true",
+            help="ask the PyTorch index which builds it has now (default: no network; what it "
+            "said in the last 7 days, else the shipped catalog)")  # fmt: skip
     if word in ("plan", "install"):
         usage.append("[--yes]")
         add("--yes", action="store_true",
@@ -351,7 +365,7 @@ def _restart(text: str) -> Restart:
     for word in RESTARTS:
         if text == word:
             return word
-    nearest = difflib.get_close_matches(text.lower(), RESTARTS, n=1)
+    nearest = _nearest(text.lower(), RESTARTS)
     instead = f"did you mean `--restart={nearest[0]}`? " if nearest else ""
     raise RequestError(
         f"`--restart` can't be `{text}`", hint=f"{instead}it is one of {', '.join(RESTARTS)}"

@@ -35,6 +35,7 @@ def child_environment(
         **dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), proxy),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
         "SSL_CERT_FILE": str(bundle),
+        "TORCHENV_CACHE_DIR": str(cache / "torchenv"),
         "UV_CACHE_DIR": str(cache),
         "UV_NO_CONFIG": "1",
         "UV_PYTHON_DOWNLOADS": "never",

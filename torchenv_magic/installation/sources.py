@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import configparser
 import logging
 import os
 import ssl
 import sys
 import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from html.parser import HTMLParser
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -29,9 +24,11 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.builds.index import INDEX_ADDRESS
 from torchenv_magic.environment import FAMILY_MEMBERS, Interpreter
 from torchenv_magic.installation.plan import Source
 from torchenv_magic.selection import Request
+from torchenv_magic.web import REQUEST_ERRORS, open_address, reason_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,14 +47,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-INDEX = "https://download.pytorch.org/whl"
-_SECONDS = 5.0
 _LONGEST_PAGE = 20_000_000
 
 
 def index_source(backend: Backend) -> Source:
     """Return the PyTorch index of `backend`, which uv's `--torch-backend` means."""
-    return Source(kind="index", location=f"{INDEX}/{backend}")
+    return Source(kind="index", location=f"{INDEX_ADDRESS}/{backend}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +93,7 @@ def probe_index(source: Source) -> IndexAnswer:
     certificate that this does not.
     """
     try:
-        with _open(f"{source.location}/torch/", method="GET") as response:
+        with open_address(f"{source.location}/torch/") as response:
             page = response.read(_LONGEST_PAGE).decode("utf-8", "replace")
             return IndexAnswer(state="answered", page=page)
     except urllib.error.HTTPError as error:
@@ -111,58 +106,10 @@ def probe_index(source: Source) -> IndexAnswer:
             error.reason, (ssl.SSLError, TimeoutError)
         )
         return IndexAnswer(
-            state="unreachable" if certain else "unknown", detail=_reason(error.reason)
+            state="unreachable" if certain else "unknown", detail=reason_words(error.reason)
         )
-    except _REQUEST_ERRORS as error:
+    except REQUEST_ERRORS as error:
         return IndexAnswer(state="unknown", detail=repr(error))
-
-
-# A server that speaks no HTTP, a proxy's address with a port that is no number.
-_REQUEST_ERRORS = (OSError, HTTPException, ValueError)
-
-
-def _reason(reason: object) -> str:
-    return (reason.strerror or str(reason)) if isinstance(reason, OSError) else str(reason)
-
-
-def _open(address: str, *, method: str) -> AbstractContextManager[HTTPResponse]:
-    """Ask an http or https address, by the proxy and the certificates that uv would take.
-
-    Not by `urlopen`: what the person's session has installed there is not for us.
-    """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https"):
-        message = f"no address of a server: {parts.scheme}"
-        raise urllib.error.URLError(message)
-    headers = {}
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
-        address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    proxies = urllib.request.getproxies()
-    if "all" in proxies:
-        # uv's word, and curl's; urllib reads it and does nothing with it.
-        proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
-    if parts.scheme == "https":
-        context = _trust(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    opener = urllib.request.build_opener(*handlers)
-    request = urllib.request.Request(address, method=method, headers=headers)  # noqa: S310
-    response: AbstractContextManager[HTTPResponse] = opener.open(request, timeout=_SECONDS)
-    return response
-
-
-@lru_cache(maxsize=2)
-def _trust(file: str, directory: str) -> ssl.SSLContext:
-    # Kept, since reading a machine's certificates takes 30 ms, for each of thirty files.
-    context = ssl.create_default_context()
-    # uv reads these too; OpenSSL reads them only where it was not built with other paths.
-    if file and Path(file).exists():
-        context.load_verify_locations(cafile=file)
-    if directory and Path(directory).exists():
-        context.load_verify_locations(capath=directory)
-    return context
 
 
 def sizes(addresses: Iterable[str]) -> dict[str, int]:
@@ -177,9 +124,9 @@ def sizes(addresses: Iterable[str]) -> dict[str, int]:
             if parts.scheme in ("", "file"):
                 path = Path(url2pathname(parts.path) if parts.scheme else address)
                 return address, path.stat().st_size if path.is_file() else None
-            with _open(address, method="HEAD") as response:
+            with open_address(address, method="HEAD") as response:
                 return address, int(response.headers["Content-Length"])
-        except (*_REQUEST_ERRORS, TypeError) as error:
+        except (*REQUEST_ERRORS, TypeError) as error:
             logger.info("no size for %s: %s", parts.path, error)
             return address, None
 

@@ -95,17 +95,21 @@ def _picker(shell: InteractiveShell, words: Words) -> Status | None:
             return None
     elif front_end.kind == "jupyter":
         reason = "ipywidgets is not installed, so the picker can't be shown"
-    status = read_status(words.request)
+    status = _look(words)
     print(f"{reason}: `%torchenv install` does the same in words.")  # noqa: T201
     return status
 
 
+def _look(words: Words) -> Status:
+    return read_status(words.request, refresh="always" if words.refresh else "never")
+
+
 def _status(shell: InteractiveShell, words: Words) -> Status:  # noqa: ARG001
-    return read_status(words.request)
+    return _look(words)
 
 
 def _list(shell: InteractiveShell, words: Words) -> Selection:  # noqa: ARG001
-    return read_status(words.request).selection
+    return _look(words).selection
 
 
 def _plan(shell: InteractiveShell, words: Words) -> Plan | None:
@@ -150,7 +154,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     """
     job = None
     try:
-        status = read_status(words.request)
+        status = read_status(words.request, refresh="stale")
         if words.word == "install":
             view.warn(_warnings(status, words))
         only_plan = words.word == "plan"
