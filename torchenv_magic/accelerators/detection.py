@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torchenv_magic.accelerators.amd import amd_report, read_kfd
 from torchenv_magic.accelerators.apple import apple_accelerators
+from torchenv_magic.accelerators.intel import intel_report, read_intel
 from torchenv_magic.accelerators.nvidia import (
     KernelReading,
     kernel_report,
@@ -19,6 +20,7 @@ from torchenv_magic.accelerators.nvidia import (
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.accelerators.probing import Probe, Report
 from torchenv_magic.accelerators.records import Accelerator, Finding, Host
+from torchenv_magic.accelerators.windows import adapters_report, read_adapters
 
 __all__ = ["apply_overrides", "detect", "nvidia_findings", "visibility_findings"]
 
@@ -40,17 +42,36 @@ def detect(
     )
     kernel = Probe("the NVIDIA driver's kernel files", lambda: read_kernel(root))
     amd = Probe("the AMD driver", lambda: amd_report(read_kfd(root)))
+    intel = Probe("the PCI bus", lambda: intel_report(read_intel(root, environ)))
+    # What lies below another root is no Windows, whatever runs the tests.
+    adapters = Probe("Windows' list of devices", read_adapters if root == Path("/") else tuple)
     platform = read_platform(root=root, environ=environ, timeout_seconds=timeout_seconds)
 
     nvidia_answer, nvidia_failure = nvidia.answer(timeout_seconds=timeout_seconds)
     kernel_answer, kernel_failure = kernel.answer(timeout_seconds=timeout_seconds)
     amd_answer, amd_failure = amd.answer(timeout_seconds=timeout_seconds)
+    intel_answer, intel_failure = intel.answer(timeout_seconds=timeout_seconds)
+    adapters_answer, adapters_failure = adapters.answer(timeout_seconds=timeout_seconds)
     nvidia_report = nvidia_answer or Report()
     amd_part = amd_answer or Report()
-    failures = [failure for failure in (nvidia_failure, kernel_failure, amd_failure) if failure]
+    intel_part = intel_answer or Report()
+    windows_part = adapters_report(adapters_answer or (), nvidia=bool(nvidia_report.accelerators))
+    failures = [
+        failure
+        for failure in (
+            nvidia_failure,
+            kernel_failure,
+            amd_failure,
+            intel_failure,
+            adapters_failure,
+        )
+        if failure
+    ]
     found = (
         *nvidia_report.accelerators,
         *amd_part.accelerators,
+        *intel_part.accelerators,
+        *windows_part.accelerators,
         *apple_accelerators(platform),
     )
     host = Host(
@@ -59,6 +80,8 @@ def detect(
         findings=(
             *nvidia_findings(nvidia_report, kernel_answer, failed=nvidia_failure is not None),
             *amd_part.findings,
+            *intel_part.findings,
+            *windows_part.findings,
             *failures,
             *visibility_findings(found, environ),
         ),
