@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pkgutil import get_data
 from typing import Any
 
 from packaging.version import Version
@@ -24,6 +24,7 @@ __all__ = [
     "Catalog",
     "CatalogOrigin",
     "CudaCode",
+    "GfxCode",
     "PypiRelease",
     "driver_number",
     "load_catalog",
@@ -51,6 +52,7 @@ class Build:
     backend: Backend
     wheel_platform: str
     """The platform as `Platform.wheel_platform` calls it."""
+    # One release can be two builds for macOS: its wheels for some Pythons need a newer system.
     python_tags: tuple[str, ...]
     """As `Interpreter.tag` calls them: `cp311`, `cp314t`."""
     glibc: str | None
@@ -87,6 +89,17 @@ class CudaCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GfxCode:
+    """The AMD architectures that a build has machine code for."""
+
+    names: tuple[str, ...]
+    """As the kernel driver calls them: `gfx1100`."""
+    known: bool
+    """False where no source lists this very release, and its nearest relative's list stands in."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PypiRelease:
     """One torch release on PyPI, which has one wheel for each Python and platform."""
 
@@ -94,6 +107,16 @@ class PypiRelease:
     backends: Mapping[str, Backend]
     """What that wheel is, for each wheel platform."""
     python_tags: tuple[str, ...]
+    """The Pythons that it is there for on each of them."""
+    more_python_tags: Mapping[str, tuple[str, ...]]
+    """Further ones on some platforms: 2.5 has Python 3.13 on Linux x86_64 alone."""
+
+    def has(self, wheel_platform: str, python_tag: str) -> bool:
+        """Return whether there is a wheel for them."""
+        return wheel_platform in self.backends and (
+            python_tag in self.python_tags
+            or python_tag in self.more_python_tags.get(wheel_platform, ())
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +141,13 @@ class Catalog:
     builds: Mapping[tuple[Backend, str], tuple[Build, ...]]
     """The builds of each backend for each wheel platform, newest torch first."""
     cuda_code_rows: Mapping[tuple[Minor, Backend, str], CudaCode]
-    rocm_code_rows: Mapping[Backend, tuple[str, ...]]
+    gfx_code_rows: Mapping[tuple[Minor, Backend], GfxCode]
+    hsa_overrides: Mapping[str, str]
     cuda_rule: _CudaRule
     driver_floors: Mapping[tuple[Backend, System], str]
     gpu_driver_floors: tuple[tuple[ComputeCapability, System, str], ...]
+    last_driver_branches: tuple[tuple[ComputeCapability, str], ...]
+    """(newest compute capability, branch), oldest GPUs first."""
     pypi: tuple[PypiRelease, ...]
     """Newest torch first."""
 
@@ -156,21 +182,44 @@ class Catalog:
             if code := self.cuda_code_rows.get((build.minor, build.backend, platform)):
                 return code
         for platform in candidates:
-            minors = sorted(
-                minor
-                for minor, backend, row_platform in self.cuda_code_rows
+            rows = {
+                minor: code
+                for (minor, backend, row_platform), code in self.cuda_code_rows.items()
                 if (backend, row_platform) == (build.backend, platform)
-            )
-            older = [minor for minor in minors if minor < build.minor]
-            if minors:
-                nearest = older[-1] if older else minors[0]
-                code = self.cuda_code_rows[nearest, build.backend, platform]
+            }
+            if rows:
+                code = rows[_nearest(build.minor, rows)]
                 return CudaCode(capabilities=code.capabilities, known=False, source=code.source)
         return CudaCode(capabilities=(), known=False, source=build.source)
 
+    def gfx_code(self, build: Build) -> GfxCode:
+        """Return what code a ROCm build holds; where it is not known, what its relatives hold.
+
+        The relatives, nearest first: the next older release of the backend, the next newer one.
+        """
+        rows = {
+            minor: code
+            for (minor, backend), code in self.gfx_code_rows.items()
+            if backend == build.backend
+        }
+        if build.minor in rows:
+            return rows[build.minor]
+        if rows:
+            code = rows[_nearest(build.minor, rows)]
+            return GfxCode(names=code.names, known=False, source=code.source)
+        return GfxCode(names=(), known=False, source=build.source)
+
     def rocm_code(self, backend: Backend) -> tuple[str, ...]:
-        """Return the gfx names that the builds of `backend` hold code for; none where unknown."""
-        return self.rocm_code_rows.get(backend, ())
+        """Return the gfx names that the newest build of `backend` holds code for, where known."""
+        rows = {minor: code for (minor, row), code in self.gfx_code_rows.items() if row == backend}
+        return rows[max(rows)].names if rows else ()
+
+    def hsa_override(self, gfx: str) -> str | None:
+        """Return the `HSA_OVERRIDE_GFX_VERSION` that people run such a GPU with, if there is one.
+
+        AMD does not support it, and it can hang the machine: to be named, never to be set.
+        """
+        return self.hsa_overrides.get(gfx)
 
     def runs_on(self, build: Build, compute_capability: ComputeCapability) -> bool:
         """Return whether a CUDA build has code that this GPU can run: torch's own rule.
@@ -210,12 +259,20 @@ class Catalog:
         ]
         return max(floors, key=lambda floor: driver_number(floor) or (), default=None)
 
+    def last_driver_branch(self, compute_capability: ComputeCapability) -> str | None:
+        """Return the newest branch of NVIDIA drivers that knows such a GPU: `580`.
+
+        None where the branches go on.
+        """
+        for newest, branch in self.last_driver_branches:
+            if compute_capability <= newest:
+                return branch
+        return None
+
     def pypi_versions(self, wheel_platform: str, python_tag: str) -> tuple[Version, ...]:
         """Return the torch releases that PyPI itself has for them, newest first."""
         return tuple(
-            release.torch
-            for release in self.pypi
-            if wheel_platform in release.backends and python_tag in release.python_tags
+            release.torch for release in self.pypi if release.has(wheel_platform, python_tag)
         )
 
     def pypi_default(self, torch: Version, wheel_platform: str) -> Backend | None:
@@ -240,11 +297,19 @@ def driver_number(text: str) -> tuple[int, ...] | None:
 @cache
 def load_catalog() -> Catalog:
     """Return the catalog that ships with the package."""
-    return read_catalog((files(__package__) / "catalog.jsonl").read_text(encoding="utf-8"))
+    # Not by importlib.resources, whose import alone takes as long as all that follows.
+    content = get_data(__package__, "catalog.jsonl")
+    if content is None:
+        message = "the loader of this package reads no files"
+        raise FileNotFoundError(message)
+    return read_catalog(content.decode("utf-8"))
 
 
 def read_catalog(text: str) -> Catalog:
     """Return the catalog written as one JSON object a line, each naming its `table`.
+
+    It is read by each `torchenv select`, hence no value is parsed twice. A table that is not known
+    is left alone.
 
     Raises
     ------
@@ -252,29 +317,39 @@ def read_catalog(text: str) -> Catalog:
         A row is not of its table's shape, or the `catalog` or `uv` row is missing.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
-    for line in text.splitlines():
-        row = json.loads(line)
+    # One call for all lines takes half the time of one for each.
+    for row in json.loads(f"[{','.join(text.splitlines())}]"):
         rows.setdefault(row["table"], []).append(row)
     [head] = rows["catalog"]
     [uv] = rows["uv"]
     [rule] = rows["cuda_rule"]
+    backend = cache(Backend.parse)
+    version = cache(Version)
     return Catalog(
         origin=CatalogOrigin(as_of=head["as_of"], source=head["source"]),
         uv_version=uv["version"],
-        known_to_uv=frozenset(map(Backend.parse, uv["knows"])),
-        builds=_builds(rows["wheels"]),
+        known_to_uv=frozenset(map(backend, uv["knows"])),
+        builds=_builds(rows["wheels"], backend, version),
         cuda_code_rows={
-            (_minor(minor), Backend.parse(row["backend"]), row["platform"]): CudaCode(
-                capabilities=tuple(sorted(map(_capability, row["sm"]))),
-                known=True,
-                source=row["source"],
-            )
+            (_minor(minor), backend(row["backend"]), row["platform"]): code
             for row in rows["cuda_code"]
+            for code in [
+                CudaCode(
+                    capabilities=tuple(sorted(map(_capability, row["sm"]))),
+                    known=True,
+                    source=row["source"],
+                )
+            ]
             for minor in row["torch"]
         },
-        rocm_code_rows={
-            Backend.parse(row["backend"]): tuple(row["gfx"]) for row in rows["rocm_code"]
+        gfx_code_rows={
+            (_minor(minor), backend(row["backend"])): GfxCode(
+                names=tuple(row["gfx"]), known=True, source=row["source"]
+            )
+            for row in rows["gfx_code"]
+            for minor in row["torch"]
         },
+        hsa_overrides={gfx: row["version"] for row in rows["hsa_override"] for gfx in row["gfx"]},
         cuda_rule=_CudaRule(
             excluded=_pairs(rule["excluded"]),
             same_chip=tuple(_pairs(rule["same_chip"])),
@@ -282,7 +357,7 @@ def read_catalog(text: str) -> Catalog:
             allowed=_pairs(rule["allowed"]),
         ),
         driver_floors={
-            (Backend.parse(row["backend"]), system): row[system]
+            (backend(row["backend"]), system): row[system]
             for row in rows["driver_floor"]
             for system in _DRIVER_SYSTEMS
         },
@@ -291,23 +366,13 @@ def read_catalog(text: str) -> Catalog:
             for row in rows["gpu_driver"]
             for system in _DRIVER_SYSTEMS
         ),
-        pypi=tuple(
+        last_driver_branches=tuple(
             sorted(
-                (
-                    PypiRelease(
-                        torch=Version(row["torch"]),
-                        backends={
-                            platform: Backend.parse(backend)
-                            for platform, backend in row["backends"].items()
-                        },
-                        python_tags=tuple(row["python"]),
-                    )
-                    for row in rows["pypi"]
-                ),
-                key=lambda release: release.torch,
-                reverse=True,
+                (ComputeCapability.parse(row["compute_capability"]), row["branch"])
+                for row in rows["last_driver"]
             )
         ),
+        pypi=_pypi_releases(rows["pypi"], backend, version),
     )
 
 
@@ -316,16 +381,19 @@ _DRIVER_SYSTEMS: tuple[System, ...] = ("linux", "windows")
 
 def _builds(
     rows: Iterable[dict[str, Any]],
+    backend: Callable[[str], Backend],
+    version: Callable[[str], Version],
 ) -> dict[tuple[Backend, str], tuple[Build, ...]]:
     builds: dict[tuple[Backend, str], list[Build]] = {}
     for row in rows:
-        for backend in map(Backend.parse, row["backends"]):
-            builds.setdefault((backend, row["platform"]), []).extend(
+        python_tags = tuple(row["python"])
+        for name in row["backends"]:
+            builds.setdefault((backend(name), row["platform"]), []).extend(
                 Build(
-                    torch=Version(torch),
-                    backend=backend,
+                    torch=version(torch),
+                    backend=backend(name),
                     wheel_platform=row["platform"],
-                    python_tags=tuple(row["python"]),
+                    python_tags=python_tags,
                     glibc=row.get("glibc"),
                     macos=row.get("macos"),
                     source=row["source"],
@@ -336,6 +404,31 @@ def _builds(
         place: tuple(sorted(found, key=lambda build: build.torch, reverse=True))
         for place, found in builds.items()
     }
+
+
+def _pypi_releases(
+    rows: Iterable[dict[str, Any]],
+    backend: Callable[[str], Backend],
+    version: Callable[[str], Version],
+) -> tuple[PypiRelease, ...]:
+    releases = [
+        PypiRelease(
+            torch=version(row["torch"]),
+            backends={platform: backend(name) for platform, name in row["backends"].items()},
+            python_tags=tuple(row["python"]),
+            more_python_tags={
+                platform: tuple(tags) for platform, tags in row.get("also", {}).items()
+            },
+        )
+        for row in rows
+    ]
+    return tuple(sorted(releases, key=lambda release: release.torch, reverse=True))
+
+
+def _nearest(minor: Minor, known_minors: Collection[Minor]) -> Minor:
+    """Return the release line whose code stands in for that of `minor`: the next older one."""
+    older = [known for known in known_minors if known < minor]
+    return max(older) if older else min(known_minors)
 
 
 def _minor(text: str) -> Minor:
