@@ -218,7 +218,8 @@ def test_an_error_is_its_message_and_its_hint(shell: InteractiveShell) -> None:
     assert type(error) is RequestError
     assert text == (
         "`instal` is not a word of `%torchenv`\n\n"
-        "hint: did you mean `%torchenv install`? the words are status, list, plan, install, verify"
+        "hint: did you mean `%torchenv install`? the words are status, list, plan, install, "
+        "verify, doctor"
     )
 
 
@@ -313,7 +314,7 @@ def completions(shell: InteractiveShell, line: str) -> list[str]:
 
 
 COMPLETED = {
-    "%torchenv ": "install list plan status verify",
+    "%torchenv ": "doctor install list plan status verify",
     "%torchenv ins": "install",
     "plan = %torchenv pl": "plan",
     "%torchenv install cu12": "cu121 cu124 cu126 cu128 cu129",

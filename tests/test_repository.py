@@ -43,6 +43,7 @@ FLOORS = (
     {"selection", "expectation"},
     {"installation", "verification", "words"},
     {"status"},
+    {"doctor"},
     {"notebook", "cli", "__main__"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

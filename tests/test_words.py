@@ -139,14 +139,15 @@ def test_an_unknown_word_is_refused_with_the_likely_one(line: str, instead: str)
     first = line.split(maxsplit=1)[0]
     assert refusal(line) == (
         f"`{first}` is not a word of `%torchenv`\n\n"
-        f"hint: did you mean `{instead}`? the words are status, list, plan, install, verify"
+        f"hint: did you mean `{instead}`? the words are status, list, plan, install, verify, "
+        "doctor"
     )
 
 
 def test_an_unknown_word_that_is_like_none_is_refused_with_all() -> None:
     assert refusal("frobnicate", notebook=False) == (
         "`frobnicate` is not a word of `torchenv`\n\n"
-        "hint: the words are status, list, plan, install, verify, detect, select"
+        "hint: the words are status, list, plan, install, verify, doctor, detect, select"
     )
 
 
@@ -310,6 +311,7 @@ Pick, install and prove the right PyTorch build.
   %torchenv plan      what an install would fetch, install, replace and remove
   %torchenv install   install PyTorch, restart the kernel, and prove that it works
   %torchenv verify    prove on the device that the installed PyTorch works
+  %torchenv doctor    what is wrong with the installed PyTorch, and what cures it
 
 `%torchenv WORD -h` tells the rest.
 
@@ -385,5 +387,7 @@ def test_help_fits_a_terminal_and_names_every_option(notebook: bool) -> None:  #
 def test_options_of_each_word() -> None:
     assert options_of("install", notebook=True) == ("--yes", "--restart", "--help")
     assert options_of("status", notebook=True) == ("--refresh", "--help")
-    assert options_of("select", notebook=False) == ("--backend", "--json", "--python", "--help")
+    assert options_of("select", notebook=False) == (
+        "--backend", "--refresh", "--json", "--python", "--help",
+    )  # fmt: skip
     assert options_of("detect", notebook=False) == ("--json", "--help")

@@ -162,6 +162,14 @@ def _verify(words: Words) -> int:
     return _judge(words, verification)
 
 
+def _doctor(words: Words) -> int:
+    from torchenv_magic.doctor import diagnosis_to_json, examine_and_judge
+
+    diagnosis = examine_and_judge(python=words.python)
+    _print(words, str(diagnosis), diagnosis_to_json(diagnosis))
+    return _FAILED if diagnosis.errors else 0
+
+
 def _judge(words: Words, verification: Verification) -> int:
     """Return the exit status; the table, which is data, was printed before."""
     try:
@@ -270,7 +278,7 @@ def _talk(text: str) -> None:
 # What is written for a notebook, in the words of a terminal.
 _IN_A_TERMINAL = (
     (re.compile(r"`%torchenv`"), "`torchenv install`"),
-    (re.compile(r"`%(?=torchenv |pip )"), "`"),
+    (re.compile(r"`[%!](?=torchenv |pip |uv )"), "`"),
     (
         re.compile(r"choose (an environment of your own|it|the clone) as (?:this notebook's|the) "
                    r"kernel"),
@@ -325,6 +333,7 @@ _WORDS = {
     "plan": _plan,
     "install": _install,
     "verify": _verify,
+    "doctor": _doctor,
     "detect": _detect,
     "select": _select,
 }

@@ -39,10 +39,11 @@ _SUMMARIES = {
     "plan": "what an install would fetch, install, replace and remove",
     "install": "install PyTorch, restart the kernel, and prove that it works",
     "verify": "prove on the device that the installed PyTorch works",
+    "doctor": "what is wrong with the installed PyTorch, and what cures it",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why",
 }
-_IN_NOTEBOOK = ("status", "list", "plan", "install", "verify")
+_IN_NOTEBOOK = ("status", "list", "plan", "install", "verify", "doctor")
 _ASKING = ("list", "plan", "install", "select")
 _LOOKING = ("status", "list", "select")
 
@@ -73,6 +74,8 @@ _OTHER_WORDS = {
     "add": "install",
     "check": "verify",
     "detect": "status",
+    "diagnose": "doctor",
+    "fix": "doctor",
     "info": "status",
     "select": "list",
     "show": "status",

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from IPython.display import display
 
+from torchenv_magic.doctor import Diagnosis, examine_and_judge
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
     InstallCancelled,
@@ -127,6 +128,10 @@ def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG
     if recovered:
         _view(front_end).say(recovered)
     return _proven(_verification(front_end, environment))
+
+
+def _doctor(shell: InteractiveShell, words: Words) -> Diagnosis:  # noqa: ARG001
+    return examine_and_judge(in_session=True)
 
 
 def _install(shell: InteractiveShell, words: Words) -> Verification | None:
@@ -436,4 +441,5 @@ _WORDS = {
     "plan": _plan,
     "install": _install,
     "verify": _verify,
+    "doctor": _doctor,
 }

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from torchenv_magic.doctor import Diagnosis
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.selection import Alternative, Selection
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STYLE",
     "alternatives_html",
+    "diagnosis_html",
     "facts_html",
     "log_html",
     "message_html",
@@ -269,11 +271,25 @@ def verification_html(verification: Verification, *, lead: str = "") -> str:
     )
 
 
+def diagnosis_html(diagnosis: Diagnosis) -> str:
+    """Return what is wrong, each with its cure, and what was looked at."""
+    tone = "good" if not diagnosis.problems else "bad" if diagnosis.errors else "warn"
+    marks = {"Error": "bad", "Warning": "warn"}
+    rows = []
+    for name, text in diagnosis.rows:
+        mark = marks.get(name)
+        word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
+        rows.append((word, words_html(text)))
+    title = f"<p class='torchenv-title torchenv-{tone}'>{escape(diagnosis.title)}</p>"
+    return _block(title, facts_html(rows))
+
+
 _RENDERERS: dict[type, Any] = {
     Status: status_html,
     Selection: selection_html,
     Plan: plan_html,
     Verification: verification_html,
+    Diagnosis: diagnosis_html,
 }
 
 

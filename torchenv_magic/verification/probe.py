@@ -126,6 +126,7 @@ def _try_torch(
     build = getattr(torch, "version", None)
     findings.update(
         torch_version=version,
+        libraries=_libraries(),
         cuda=_text(getattr(build, "cuda", None)),
         hip=_text(getattr(build, "hip", None)),
         xpu=_text(getattr(build, "xpu", None)),
@@ -169,6 +170,16 @@ def _plain(text: str) -> str:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _libraries() -> list[str]:
+    """Return the shared libraries in this process, without Python's modules: Linux tells."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            found = re.findall(r"(/[^\n]*/lib[^/\n]*\.so(?:\.[\d.]+)?)$", file.read(), re.MULTILINE)
+    except OSError:
+        return []
+    return list(dict.fromkeys(found))
 
 
 def _hidden_by() -> str | None:

@@ -32,7 +32,16 @@ from torchenv_magic.expectation import Expectation
 from torchenv_magic.serialization import from_json
 from torchenv_magic.verification import probe
 
-__all__ = ["Check", "Findings", "Verification", "VersionRow", "judge", "verify"]
+__all__ = [
+    "Check",
+    "Findings",
+    "ProbeRun",
+    "Verification",
+    "VersionRow",
+    "judge",
+    "run_probe",
+    "verify",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +178,8 @@ class Findings:
     """The file that was imported under the name of torch, and isn't torch."""
     import_seconds: float | None = None
     torch_version: str | None = None
+    libraries: tuple[str, ...] = ()
+    """The shared libraries that the import loaded, as paths: Linux only."""
     cuda: str | None = None
     hip: str | None = None
     xpu: str | None = None
@@ -190,7 +201,7 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class ProbeRun:
     """One run of the probe."""
 
     findings: Findings | None
@@ -233,9 +244,9 @@ def verify(
             raise ValueError(message)
         # Through JSON, as a child's: one form to judge, without torch's own types.
         findings = json.loads(json.dumps(probe.probe(question)))
-        run = _Run(findings=from_json(Findings, findings), stage="done")
+        run = ProbeRun(findings=from_json(Findings, findings), stage="done")
     else:
-        run = _run_child(environment.interpreter, question, timeout_seconds)
+        run = run_probe(environment.interpreter, question, timeout_seconds)
     return judge(
         run.findings or Findings(python=environment.interpreter.version),
         environment,
@@ -253,7 +264,10 @@ def _same_directory(one: str | Path, other: str | Path) -> bool:
         return False
 
 
-def _run_child(interpreter: Interpreter, question: dict[str, Any], timeout_seconds: float) -> _Run:
+def run_probe(
+    interpreter: Interpreter, question: dict[str, Any], timeout_seconds: float
+) -> ProbeRun:
+    """Run the probe in a process of its own, which may crash or hang: then that is the answer."""
     try:
         run = run_interpreter(
             interpreter.executable,
@@ -262,15 +276,15 @@ def _run_child(interpreter: Interpreter, question: dict[str, Any], timeout_secon
             stdin=json.dumps(question).encode("ascii") + b"\n",
         )
     except OSError as error:
-        return _Run(findings=None, ended=f"could not be started ({error.strerror or error})")
+        return ProbeRun(findings=None, ended=f"could not be started ({error.strerror or error})")
     stage, findings = _last_line(run.output)
     if run.status == 0 and stage == "done":
-        return _Run(findings=findings, stage=stage)
+        return ProbeRun(findings=findings, stage=stage)
     if run.timed_out:
         ended = f"did not finish within {timeout_seconds:g} s"
     else:
         ended = describe_end(run.status)
-    return _Run(findings=findings, ended=ended, stage=stage, detail=run.errors)
+    return ProbeRun(findings=findings, ended=ended, stage=stage, detail=run.errors)
 
 
 def _last_line(output: bytes) -> tuple[str, Findings | None]:
