@@ -5,6 +5,7 @@ python3 dev.py lab [ARGUMENT ...]       JupyterLab on notebooks/quickstart.ipynb
 python3 dev.py test [ARGUMENT ...]      every check; with arguments, pytest alone with them
 python3 dev.py lint [ruff|format|mypy]  the static checks, or one of them
 python3 dev.py lock [ARGUMENT ...]      compile requirements/*.txt anew (--upgrade moves the pins)
+python3 dev.py catalog [ARGUMENT ...]   make the catalog of builds from its facts (-h: what else)
 python3 dev.py picture                  make the pictures of the README from the real thing
 
 `lab` works in `.venv-lab`, everything else in `.venv`. Each is made when it is missing, brought up
@@ -52,7 +53,10 @@ CHECKS = {
     "mypy": [
         ["mypy", "--platform", "linux"],
         # The package is written for all three systems; the tests kill and fork as POSIX does.
-        *(["mypy", "--platform", name, "torchenv_magic", "dev.py"] for name in ("win32", "darwin")),
+        *(
+            ["mypy", "--platform", name, "torchenv_magic", "catalog", "dev.py"]
+            for name in ("win32", "darwin")
+        ),
     ],
 }
 
@@ -106,7 +110,14 @@ DEVELOPMENT = Environment(ROOT / ".venv", REQUIREMENTS / "development.txt")
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` names; return its exit status."""
-    commands = {"lab": lab, "test": test, "lint": lint, "lock": lock, "picture": picture}
+    commands = {
+        "lab": lab,
+        "test": test,
+        "lint": lint,
+        "lock": lock,
+        "catalog": catalog,
+        "picture": picture,
+    }
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
         print(__doc__)
@@ -182,6 +193,13 @@ def lock(arguments: Sequence[str]) -> int:
         if status:
             return status
     return 0
+
+
+def catalog(arguments: Sequence[str]) -> int:
+    prepare(DEVELOPMENT)
+    # `--refresh` asks the package index, which pip may be set up with and uv not.
+    settings = index_settings(find_pip(DEVELOPMENT)) if "--refresh" in arguments else {}
+    return hand_over([str(DEVELOPMENT.python), "-m", "catalog", *arguments], settings)
 
 
 def picture(arguments: Sequence[str]) -> int:
