@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torchenv_magic.accelerators.amd import amd_report, read_kfd
-from torchenv_magic.accelerators.apple import apple_accelerators
-from torchenv_magic.accelerators.intel import intel_report, read_intel
-from torchenv_magic.accelerators.nvidia import (
-    KernelReading,
-    kernel_report,
-    read_kernel,
-    read_nvidia,
+from torchenv_magic.accelerators.amd import amd_part, read_amd
+from torchenv_magic.accelerators.apple import (
+    apple_accelerators,
+    apple_findings,
+    read_translated,
 )
+from torchenv_magic.accelerators.intel import intel_report, read_intel
+from torchenv_magic.accelerators.nvidia import nvidia_part, read_kernel, read_nvidia
 from torchenv_magic.accelerators.platform import read_platform
-from torchenv_magic.accelerators.probing import Probe, Report
+from torchenv_magic.accelerators.probing import Probe, Report, read_pci_cards
 from torchenv_magic.accelerators.records import Accelerator, Finding, Host
 from torchenv_magic.accelerators.windows import adapters_report, read_adapters
 
-__all__ = ["apply_overrides", "detect", "nvidia_findings", "visibility_findings"]
+__all__ = ["apply_overrides", "detect", "visibility_findings"]
 
 
 def detect(
@@ -36,74 +35,63 @@ def detect(
     `root` is where `dev`, `proc` and `sys` are; another one than `/` is for tests.
     """
     environ = dict(os.environ if environ is None else environ)
-    nvidia = Probe(
+    bound = timeout_seconds
+    nvidia_probe = Probe(
         "the NVIDIA driver",
-        lambda: read_nvidia(root=root, environ=environ, timeout_seconds=timeout_seconds),
+        lambda: read_nvidia(root=root, environ=environ, timeout_seconds=bound),
     )
-    kernel = Probe("the NVIDIA driver's kernel files", lambda: read_kernel(root))
-    amd = Probe("the AMD driver", lambda: amd_report(read_kfd(root)))
-    intel = Probe("the PCI bus", lambda: intel_report(read_intel(root, environ)))
-    # What lies below another root is no Windows, whatever runs the tests.
-    adapters = Probe("Windows' list of devices", read_adapters if root == Path("/") else tuple)
-    platform = read_platform(root=root, environ=environ, timeout_seconds=timeout_seconds)
-
-    nvidia_answer, nvidia_failure = nvidia.answer(timeout_seconds=timeout_seconds)
-    kernel_answer, kernel_failure = kernel.answer(timeout_seconds=timeout_seconds)
-    amd_answer, amd_failure = amd.answer(timeout_seconds=timeout_seconds)
-    intel_answer, intel_failure = intel.answer(timeout_seconds=timeout_seconds)
-    adapters_answer, adapters_failure = adapters.answer(timeout_seconds=timeout_seconds)
-    nvidia_report = nvidia_answer or Report()
-    amd_part = amd_answer or Report()
-    intel_part = intel_answer or Report()
-    windows_part = adapters_report(adapters_answer or (), nvidia=bool(nvidia_report.accelerators))
-    failures = [
-        failure
-        for failure in (
-            nvidia_failure,
-            kernel_failure,
-            amd_failure,
-            intel_failure,
-            adapters_failure,
-        )
-        if failure
+    kernel_probe = Probe("the NVIDIA driver's kernel files", lambda: read_kernel(root))
+    amd_probe = Probe(
+        "the AMD driver",
+        lambda: read_amd(root=root, environ=environ, timeout_seconds=bound),
+    )
+    cards_probe = Probe("the PCI bus", lambda: read_pci_cards(root))
+    # One a vendor that needs nothing but its own reading.
+    other_probes = [
+        Probe("Intel's graphics", lambda: intel_report(read_intel(root, environ))),
     ]
-    found = (
-        *nvidia_report.accelerators,
-        *amd_part.accelerators,
-        *intel_part.accelerators,
-        *windows_part.accelerators,
-        *apple_accelerators(platform),
+    # What lies below another root is no Windows, whatever runs the tests.
+    adapters_probe = Probe(
+        "Windows' list of devices", read_adapters if root == Path("/") else tuple
     )
+    platform = read_platform(root=root, environ=environ, timeout_seconds=bound)
+
+    nvidia_answer, nvidia_failure = nvidia_probe.answer(timeout_seconds=bound)
+    kernel, kernel_failure = kernel_probe.answer(timeout_seconds=bound)
+    amd_answer, amd_failure = amd_probe.answer(timeout_seconds=bound)
+    cards, cards_failure = cards_probe.answer(timeout_seconds=bound)
+    adapters, adapters_failure = adapters_probe.answer(timeout_seconds=bound)
+    others = [probe.answer(timeout_seconds=bound) for probe in other_probes]
+
+    nvidia = nvidia_part(
+        nvidia_answer or Report(), kernel, cards or (), failed=nvidia_failure is not None
+    )
+    amd = amd_answer or Report()
+    if amd_failure is None:
+        amd = amd_part(amd, cards or ())
+    reports = [nvidia, amd, *(report for report, _ in others if report is not None)]
+    reports.append(adapters_report(adapters or (), nvidia=bool(nvidia.accelerators)))
+    reports.append(
+        Report(
+            accelerators=apple_accelerators(platform),
+            findings=apple_findings(platform, translated=read_translated(platform)),
+        )
+    )
+    failures = (
+        *(nvidia_failure, kernel_failure, amd_failure, cards_failure, adapters_failure),
+        *(failure for _, failure in others),
+    )
+    found = tuple(accelerator for report in reports for accelerator in report.accelerators)
     host = Host(
         platform=platform,
         accelerators=found,
         findings=(
-            *nvidia_findings(nvidia_report, kernel_answer, failed=nvidia_failure is not None),
-            *amd_part.findings,
-            *intel_part.findings,
-            *windows_part.findings,
-            *failures,
+            *(finding for report in reports for finding in report.findings),
+            *(failure for failure in failures if failure is not None),
             *visibility_findings(found, environ),
         ),
     )
     return apply_overrides(host, environ)
-
-
-def nvidia_findings(
-    report: Report, kernel: KernelReading | None, *, failed: bool
-) -> tuple[Finding, ...]:
-    """Return the findings on NVIDIA: the kernel's files speak only where no GPU was found.
-
-    A host's driver seen from a container without GPUs explains whatever else failed there; a
-    driver that is loaded, with its devices, is worth a word only where nothing else was said.
-    """
-    if report.accelerators or kernel is None:
-        return report.findings
-    explained = kernel_report(kernel).findings
-    missing = kernel.driver_version is None or not kernel.device_nodes
-    if explained and missing and not failed:
-        return explained
-    return report.findings if report.findings or failed else explained
 
 
 def visibility_findings(

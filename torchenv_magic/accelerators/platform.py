@@ -8,10 +8,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchenv_magic.accelerators.probing import run_bounded
+from torchenv_magic.accelerators.probing import read_text, run_bounded
 from torchenv_magic.accelerators.records import Platform, System
 
-__all__ = ["glibc_version", "musl_version", "platform_of", "read_platform"]
+__all__ = [
+    "glibc_version",
+    "is_wsl_kernel",
+    "macos_version",
+    "musl_version",
+    "platform_of",
+    "read_platform",
+]
 
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64"}
 _WINDOWS_MACHINES = {"win-amd64": "x86_64", "win-arm64": "arm64", "win32": "x86"}
@@ -28,6 +35,10 @@ def read_platform(
         machine = _WINDOWS_MACHINES.get(sysconfig.get_platform(), "unknown")
         return platform_of(sys_platform="win32", machine=machine)
     machine = os.uname().machine
+    if sys.platform == "darwin":
+        plist = _text(root / "System/Library/CoreServices/SystemVersion.plist")
+        version = macos_version(plist, darwin_release=os.uname().release)
+        return platform_of(sys_platform="darwin", machine=machine, system_version=version)
     if sys.platform != "linux":
         return platform_of(sys_platform=sys.platform, machine=machine)
     glibc = glibc_version(_libc_text())
@@ -43,7 +54,48 @@ def read_platform(
         is_64_bit=sys.maxsize > 2**32,
         glibc=glibc,
         musl=musl,
+        wsl=_is_wsl(root),
     )
+
+
+def _is_wsl(root: Path) -> bool:
+    # A container in Docker's virtual machine has Microsoft's kernel too, and nothing of WSL's GPUs.
+    if not any((root / trace).exists() for trace in ("dev/dxg", "usr/lib/wsl")):
+        return False
+    kernels = (root / "proc/sys/kernel/osrelease", root / "proc/version")
+    return any(is_wsl_kernel(_text(path)) for path in kernels)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path) or ""
+    except OSError:
+        return ""
+
+
+def is_wsl_kernel(text: str) -> bool:
+    """Return whether the kernel names Microsoft: `5.15.167.4-microsoft-standard-WSL2`."""
+    return "microsoft" in text.lower()
+
+
+def macos_version(plist: str, *, darwin_release: str) -> str | None:
+    """Return the version of macOS: `14.5`, or only its first number where macOS hides the rest.
+
+    A Python built for macOS 10 is told 10.16 by whatever newer macOS it runs on (the file that it
+    opens is another one). Darwin's release tells the truth: 20 is macOS 11, and 25 is macOS 26.
+
+    >>> macos_version("<key>ProductVersion</key> <string>10.16</string>", darwin_release="23.5.0")
+    '14'
+    """
+    pattern = r"<key>ProductVersion</key>\s*<string>([0-9]{1,3}(?:\.[0-9]{1,3}){0,2})</string>"
+    match = re.search(pattern, plist)
+    if match is not None and match[1] != "10.16":
+        return match[1]
+    major = re.match(r"[0-9]{2}(?=\.)", darwin_release)
+    if major is None or int(major[0]) < 20:
+        return None
+    darwin = int(major[0])
+    return str(darwin - 9 if darwin < 25 else darwin + 1)
 
 
 def platform_of(
@@ -53,6 +105,8 @@ def platform_of(
     is_64_bit: bool = True,
     glibc: str | None = None,
     musl: str | None = None,
+    system_version: str | None = None,
+    wsl: bool = False,
 ) -> Platform:
     """Return the platform that `sys.platform`, the machine's name and the C library make.
 
@@ -70,6 +124,8 @@ def platform_of(
         machine=machine,
         libc="glibc" if glibc else "musl" if musl else None,
         libc_version=glibc or musl,
+        system_version=system_version,
+        wsl=wsl,
     )
 
 

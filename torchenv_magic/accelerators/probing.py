@@ -7,14 +7,24 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from torchenv_magic.accelerators.records import Accelerator, Finding
 
-__all__ = ["Completed", "Probe", "Report", "clean", "read_text", "run_bounded"]
+__all__ = [
+    "Completed",
+    "PciCard",
+    "Probe",
+    "Report",
+    "clean",
+    "find_program",
+    "read_pci_cards",
+    "read_text",
+    "run_bounded",
+]
 
 Answer = TypeVar("Answer")
 
@@ -39,6 +49,19 @@ class Completed:
     """None where the program had to be killed at its bound."""
     output: str
     """stdout and stderr together: `nvidia-smi` writes its errors to either."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PciCard:
+    """A display adapter on the PCI bus, with a screen or without."""
+
+    address: str
+    """`0000:01:00.0`"""
+    vendor: str
+    """`0x10de` is NVIDIA, `0x1002` AMD, `0x8086` Intel."""
+    device: str
+    driver: str
+    """The kernel's driver that it is bound to, or ``."""
 
 
 class Probe(Generic[Answer]):
@@ -102,6 +125,55 @@ def read_text(path: Path) -> str | None:
             return file.read(_OUTPUT_LIMIT).decode("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def read_pci_cards(root: Path = Path("/")) -> tuple[PciCard, ...]:
+    """Return the display adapters on the PCI bus; in a container, they are the host's."""
+    found = []
+    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
+        # Class 0x03.... is display controllers; most devices are something else, one read each.
+        if not _word(folder / "class").startswith("0x03"):
+            continue
+        found.append(
+            PciCard(
+                address=folder.name,
+                vendor=_word(folder / "vendor"),
+                device=_word(folder / "device"),
+                driver=_bound_driver(folder / "driver"),
+            )
+        )
+    return tuple(found)
+
+
+def _bound_driver(link: Path) -> str:
+    try:
+        return clean(link.readlink().name)
+    except OSError:
+        return ""  # no driver: no link
+
+
+def _word(path: Path) -> str:
+    try:
+        return (read_text(path) or "").strip().lower()
+    except OSError:
+        return ""  # one slot that can't be read hides no other
+
+
+def find_program(
+    name: str, *, environ: Mapping[str, str], folders: Iterable[Path] = ()
+) -> str | None:
+    """Return the program's path: the first on PATH, then in `folders`; None where it is nowhere.
+
+    `shutil.which` would do it too, and costs several milliseconds to import.
+    """
+    file_name = f"{name}.exe" if os.name == "nt" else name
+    on_path = [Path(folder) for folder in environ.get("PATH", "").split(os.pathsep) if folder]
+    for folder in (*on_path, *folders):
+        candidate = folder / file_name
+        # `access` first: unlike `is_file`, it never raises for a folder that may not be entered.
+        if os.access(candidate, os.X_OK) and candidate.is_file():
+            return str(candidate)
+    return None
 
 
 def run_bounded(
