@@ -18,7 +18,8 @@ def _lead(monkeypatch: pytest.MonkeyPatch, standin: StandIn, cache: Path) -> Non
     for name in settings.unset:
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.set.items():
-        monkeypatch.setenv(name, value)
+        if name != "TORCHENV_CACHE_DIR":  # each test has its own
+            monkeypatch.setenv(name, value)
     # A test that is about a second try asks for it.
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
 
