@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from torchenv_magic.accelerators.probing import Report, clean, read_text
+from torchenv_magic.accelerators.probing import PciCard, Report, clean, read_pci_cards, read_text
 from torchenv_magic.accelerators.records import Accelerator, Finding
 
 __all__ = [
@@ -48,7 +48,6 @@ XPU here, whatever Intel's former extension for PyTorch did with it."""
 
 _DEVICES = Path("sys/bus/pci/devices")
 _RENDER_NODES = Path("dev/dri")
-_DISPLAY_CLASS = 0x03
 _DRIVERS = frozenset({"i915", "xe"})
 
 # What the SYCL runtime of the wheels opens by name: the loader of Level Zero, then Intel's part.
@@ -122,8 +121,8 @@ class IntelReading:
 
 def read_intel(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> IntelReading:
     """Return the display devices on the bus; none where there is no `/sys`."""
-    folders = sorted((root / _DEVICES).glob("*"))
-    displays = tuple(display for folder in folders if (display := _read_display(folder)))
+    cards = read_pci_cards(root)
+    displays = tuple(display for card in cards if (display := _read_display(root, card)))
     if not any(display.vendor_id == VENDOR_INTEL for display in displays):
         return IntelReading(displays=displays)
     nodes = sorted((root / _RENDER_NODES).glob("renderD*"))
@@ -135,21 +134,15 @@ def read_intel(root: Path = Path("/"), environ: Mapping[str, str] | None = None)
     )
 
 
-def _read_display(folder: Path) -> PciDisplay | None:
-    pci_class = _number(folder / "class")
-    if pci_class is None or pci_class >> 16 != _DISPLAY_CLASS:
-        return None
-    vendor_id, device_id = _number(folder / "vendor"), _number(folder / "device")
+def _read_display(root: Path, card: PciCard) -> PciDisplay | None:
+    vendor_id, device_id = _number_in(card.vendor), _number_in(card.device)
     if vendor_id is None or device_id is None:
         return None
-    try:
-        driver = (folder / "driver").readlink().name
-    except OSError:
-        driver = None
+    folder = root / _DEVICES / card.address
     return PciDisplay(
         vendor_id=vendor_id,
         device_id=device_id,
-        driver=driver,
+        driver=card.driver or None,
         render_node=next((node.name for node in sorted(folder.glob("drm/renderD*"))), None),
         memory_bytes=_memory(folder) if vendor_id == VENDOR_INTEL else None,
     )
@@ -163,11 +156,14 @@ def _memory(folder: Path) -> int | None:
 
 
 def _number(path: Path) -> int | None:
-    """Return the one number that the file holds: `0x8086` or decimal; None for anything else."""
     try:
-        text = (read_text(path) or "").strip()
+        return _number_in((read_text(path) or "").strip())
     except OSError:
-        return None  # one device that can't be read must not hide the others
+        return None  # not told, as on most machines
+
+
+def _number_in(text: str) -> int | None:
+    """Return the one number that the text is: `0x8086` or decimal; None for anything else."""
     if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text):
         return int(text, 16)
     return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
@@ -184,7 +180,9 @@ def _missing_libraries(root: Path, environ: Mapping[str, str]) -> tuple[str, ...
     return tuple(
         name
         for name in _LIBRARIES
-        if name not in cache_of_loader and not any((folder / name).exists() for folder in folders)
+        if name not in cache_of_loader
+        # Unlike `exists`, it never raises for a folder that may not be entered.
+        and not any(os.access(folder / name, os.R_OK) for folder in folders)
     )
 
 

@@ -34,7 +34,7 @@ _VENDOR_NVIDIA = 0x10DE
 _SOURCE = "Windows' list of devices"
 
 _DISPLAY_CLASS = "{4d36e968-e325-11ce-bfc1-08002be10318}"
-_DEVICE_VALUES = ("ClassGUID", "CompatibleIDs", "Driver", "Service")
+_DEVICE_VALUES = ("ClassGUID", "CompatibleIDs", "Driver")
 _DRIVER_VALUES = (
     "DriverDesc",
     "DriverVersion",
@@ -147,14 +147,13 @@ def adapter_of(
     ids = re.match(r"PCI\\VEN_([0-9A-F]{4})&DEV_([0-9A-F]{4})", instance, re.IGNORECASE)
     if ids is None or not _is_display(device):
         return None
-    # Microsoft's basic driver drives anything, and is matched by the PCI class alone.
-    matching = _text(driver.get("MatchingDeviceId")).upper()
-    generic = _text(device.get("Service")).lower() == "basicdisplay" or "VEN_" not in matching
+    # Microsoft's basic driver drives any maker's card, and is matched by the PCI class alone.
+    is_the_makers = "VEN_" in _text(driver.get("MatchingDeviceId")).upper()
     return DisplayAdapter(
         vendor_id=int(ids[1], 16),
         device_id=int(ids[2], 16),
-        name=_text(driver.get("DriverDesc")) or None if not generic else None,
-        driver_version=_text(driver.get("DriverVersion")) or None if not generic else None,
+        name=_text(driver.get("DriverDesc")) or None if is_the_makers else None,
+        driver_version=_text(driver.get("DriverVersion")) or None if is_the_makers else None,
         memory_bytes=_memory(driver.get("HardwareInformation.qwMemorySize")),
         problem=problem,
     )
