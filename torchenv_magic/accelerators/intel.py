@@ -8,13 +8,11 @@ in PyTorch's "Getting Started on Intel GPU".
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from torchenv_magic.accelerators.probing import PciCard, Report, clean, read_pci_cards, read_text
@@ -82,6 +80,8 @@ class IntelGpu:
 
 def read_gpus(text: str) -> dict[int, IntelGpu]:
     """Return the table's GPUs by PCI device id."""
+    import json
+
     rows = [json.loads(line) for line in text.splitlines()]
     return {int(row["id"], 16): IntelGpu(name=row["name"], family=row["family"]) for row in rows}
 
@@ -89,6 +89,8 @@ def read_gpus(text: str) -> dict[int, IntelGpu]:
 @cache
 def known_gpus() -> Mapping[int, IntelGpu]:
     """Return the GPUs of the table that is shipped with this package."""
+    from importlib.resources import files  # milliseconds, for hosts with Intel's graphics alone
+
     return read_gpus((files(__package__) / "intel_ids.jsonl").read_text(encoding="utf-8"))
 
 
