@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from catalog.errors import CatalogError
-from catalog.facts import FOLDER, READ, load_facts, render_read
+from catalog.facts import FOLDER, READ, Row, load_facts, render_read
 from catalog.maker import difference, make, render
 
 CATALOG = Path(__file__).resolve().parent.parent / "torchenv_magic" / "builds" / "catalog.jsonl"
@@ -63,11 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(facts: Path, output: Path) -> int:
     """Write the catalog that the facts make."""
-    rows = make(load_facts(facts))
+    _save(output, make(load_facts(facts)))
+    return 0
+
+
+def _save(output: Path, rows: Sequence[Row]) -> None:
     # Bytes, so that it is the same file on Windows.
     output.write_bytes(render(rows).encode("utf-8"))
     print(f"{output.name}: {len(rows)} rows")
-    return 0
 
 
 def check(facts: Path, output: Path) -> int:
@@ -104,8 +108,11 @@ def refresh(facts: Path, output: Path, *, keep: bool) -> int:
     for failure in found.failures:
         _show(failure)
     if keep and change:
+        as_of = max(known.as_of, found.read.as_of)
+        # First of all, so that nothing is kept that no catalog can be made of.
+        rows = make(replace(known, as_of=as_of, read=found.read))
         (facts / READ).write_bytes(render_read(found.read).encode("utf-8"))
-        write(facts, output)
+        _save(output, rows)
     return 1 if found.failures else 0
 
 

@@ -59,8 +59,8 @@ class PypiWheels:
     backend: str
     python: tuple[str, ...]
     requires_python: str | None
-    date: str
-    """The day of the first upload."""
+    date: str | None
+    """The day of the first upload, where the index tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

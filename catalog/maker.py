@@ -37,8 +37,13 @@ def make(facts: Facts) -> list[Row]:
     Raises
     ------
     CatalogError
-        Two facts are about the same wheel, or a release line has no release.
+        Two facts are about the same wheel, a release line has no release, a table no row.
     """
+    for table, rows in facts.tables.items():
+        if not rows:
+            raise CatalogError(
+                f"no fact is in the table `{table}`", hint="get the facts back with git"
+            )
     wheels = sorted(_wheels(facts), key=_wheels_order)
     _refuse_doubles(wheels)
     with_wheels = {backend for row in wheels for backend in row["backends"]}
@@ -175,10 +180,11 @@ def _pypi(wheels: Sequence[PypiWheels]) -> Iterator[dict[str, Any]]:
             for platform, tags in python.items()
             if tags - everywhere
         }
+        dates = sorted(item.date for item in here if item.date)
         yield {
             "table": "pypi",
             "torch": torch,
-            "date": min(item.date for item in here),
+            **({"date": dates[0]} if dates else {}),
             "backends": {item.platform: item.backend for item in sorted(here, key=_place)},
             "python": sorted(everywhere, key=_python_order),
             **({"also": also} if also else {}),

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from email.parser import HeaderParser
 from typing import Any
+from urllib.parse import urldefrag, urljoin
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from catalog.errors import CatalogError
+from catalog.errors import CatalogError, reason_of
 from catalog.facts import PypiWheels
 from catalog.wheel import open_wheel
 from torchenv_magic.builds.backend import Backend
@@ -86,28 +87,31 @@ def read_pypi(index: str) -> tuple[PypiWheels, ...]:
     CatalogError
         The index, or the metadata of a wheel, can't be read.
     """
-    from torchenv_magic.web import REQUEST_ERRORS, open_address, read_body, reason_words
+    from torchenv_magic.web import REQUEST_ERRORS, open_address, read_body
 
+    address = f"{index.rstrip('/')}/torch/"
     try:
         with open_address(
-            f"{index.rstrip('/')}/torch/",
+            address,
             headers={"Accept": _JSON},
             timeout_seconds=_WAIT_SECONDS,
         ) as response:
             kind = response.headers.get_content_type()
             page = read_body(response, limit=_LONGEST_LISTING, deadline=_deadline())
     except REQUEST_ERRORS as error:
-        reason = reason_words(error) or type(error).__name__
         raise CatalogError(
-            f"the package index can't be read: {reason}",
+            f"the package index can't be read: {reason_of(error)}",
             hint="check the network, and the index that pip or uv is set up with",
         ) from error
     if kind != _JSON:
         raise CatalogError(
-            f"the package index answers with {kind}, which has no dates of uploads",
+            f"the package index answers with {kind}",
             hint="name one that speaks JSON in the environment: UV_DEFAULT_INDEX",
         )
-    return parse_listing(page, _read_metadata)
+    # A page may name its files relative to itself.
+    return parse_listing(
+        page, lambda file: _read_metadata(file, urldefrag(urljoin(address, file["url"])).url)
+    )
 
 
 def parse_listing(
@@ -129,7 +133,8 @@ def parse_listing(
         files = _files(json.loads(page))
     except (PageError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogError(
-            f"the package index's page is no listing: {error}", hint="try again later"
+            f"the package index's page is no listing of torch: {error!r}",
+            hint="name another one in the environment: UV_DEFAULT_INDEX",
         ) from error
     backends: dict[tuple[Version, str], str] = {}
     rows = []
@@ -151,7 +156,7 @@ def parse_listing(
                 backend=backends[place],
                 python=build.python_tags,
                 requires_python=here[0].get("requires-python"),
-                date=min(file["upload-time"] for file in here)[:10],
+                date=_first_day(here),
             )
         )
     return tuple(
@@ -171,9 +176,17 @@ def _files(listing: Mapping[str, Any]) -> dict[tuple[Version, str], list[Mapping
             continue
         if file.get("yanked", False) is not False:
             continue
+        if not isinstance(file["url"], str) or not isinstance(file.get("upload-time", ""), str):
+            message = f"its entry for {file['filename']} is none"
+            raise TypeError(message)
         for platform in {_platform(tag.platform) for tag in tags}:
             found.setdefault((torch, platform), []).append(file)
     return found
+
+
+def _first_day(files: Iterable[Mapping[str, Any]]) -> str | None:
+    times = [file["upload-time"] for file in files if "upload-time" in file]
+    return min(times)[:10] if times else None
 
 
 def _platform(tag: str) -> str:
@@ -212,18 +225,18 @@ def backend_of_metadata(metadata: str, machine: str) -> str:
     return "cpu"
 
 
-def _read_metadata(file: Mapping[str, Any]) -> str:
+def _read_metadata(file: Mapping[str, Any], address: str) -> str:
     from torchenv_magic.web import REQUEST_ERRORS, open_address, read_body
 
     if file.get("core-metadata") or file.get("data-dist-info-metadata"):
         try:
-            with open_address(f"{file['url']}.metadata", timeout_seconds=_WAIT_SECONDS) as response:
+            with open_address(f"{address}.metadata", timeout_seconds=_WAIT_SECONDS) as response:
                 body = read_body(response, limit=_LONGEST_LISTING, deadline=_deadline())
                 return body.decode("utf-8", "replace")
         except REQUEST_ERRORS:
             # A mirror may have copied the page and not the file.
             pass
-    with open_wheel(file["url"]) as wheel:
+    with open_wheel(address) as wheel:
         return _metadata(wheel)
 
 

@@ -107,8 +107,8 @@ def parse_backends(text: str) -> tuple[str, ...]:
 def index_backends(catalog: Catalog, uv_backends: Iterable[str]) -> tuple[Backend, ...]:
     """Return the backends to ask the index for: the catalog's, and newer ones that uv knows."""
     known = catalog.backends()
-    oldest = {
-        kind: min(backend.version for backend in known if backend.kind == kind)
+    newest = {
+        kind: max(backend.version for backend in known if backend.kind == kind)
         for kind in {backend.kind for backend in known}
     }
     newer = []
@@ -117,7 +117,7 @@ def index_backends(catalog: Catalog, uv_backends: Iterable[str]) -> tuple[Backen
             backend = Backend.parse(name)
         except ValueError:
             continue  # cu92 and older have one digit less
-        if backend not in known and backend.version > oldest.get(backend.kind, ()):
+        if backend not in known and backend.version > newest.get(backend.kind, ()):
             newer.append(backend)
     return (*newer, *known)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from catalog.errors import CatalogError
+from catalog.errors import CatalogError, reason_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -84,9 +84,10 @@ def parse_version_file(text: str) -> tuple[str, str | None, str | None]:
     )
 
 
-# The one string that `torch.cuda.get_arch_list()` splits; it ends in a zero byte as in C.
+# The one string that `torch.cuda.get_arch_list()` splits. It ends in a zero byte as in C; before it
+# stands anything at all: in the wheel of 2.9.0 another constant, which has no such end.
 _NAME = rb"(?:(?:sm|compute)_\d{2,3}[a-z]?|gfx[0-9a-f]{3,4}(?::[\w+:-]+)?)"
-_ARCHITECTURES = re.compile(rb"(?<=\0)" + _NAME + rb"(?:[ ;]" + _NAME + rb")*(?=\0)")
+_ARCHITECTURES = re.compile(_NAME + rb"(?:[ ;]" + _NAME + rb")*(?=\0)")
 
 
 def parse_architectures(library: bytes) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ def open_wheel(place: str, *, buffer_bytes: int = _SMALL_READ) -> Iterator[zipfi
     CatalogError
         It can't be reached, is no zip file, or breaks off; here or while it is read.
     """
-    from torchenv_magic.web import REQUEST_ERRORS, reason_words
+    from torchenv_magic.web import REQUEST_ERRORS
 
     try:
         if re.match(r"https?://", place):
@@ -119,9 +120,9 @@ def open_wheel(place: str, *, buffer_bytes: int = _SMALL_READ) -> Iterator[zipfi
             f"{_shown(place)} is no whole wheel: {error}", hint="name another one"
         ) from error
     except REQUEST_ERRORS as error:
-        reason = reason_words(error) or type(error).__name__
         raise CatalogError(
-            f"{_shown(place)} can't be read: {reason}", hint="check the path or the address"
+            f"{_shown(place)} can't be read: {reason_of(error)}",
+            hint="check the path or the address",
         ) from error
 
 
