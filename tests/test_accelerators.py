@@ -25,24 +25,45 @@ from torchenv_magic.accelerators import (
     Host,
     Platform,
     amd,
+    capabilities,
     detect,
     nvidia,
     platform,
     probing,
     records,
 )
-from torchenv_magic.accelerators.amd import amd_report, gfx_name, parse_properties, read_kfd
-from torchenv_magic.accelerators.apple import apple_accelerators
+from torchenv_magic.accelerators.amd import (
+    amd_report,
+    enumerator_report,
+    gfx_name,
+    marketing_name,
+    names_in_amd_smi,
+    parse_agents,
+    parse_properties,
+    read_kfd,
+)
+from torchenv_magic.accelerators.apple import apple_accelerators, apple_findings
 from torchenv_magic.accelerators.detection import apply_overrides, visibility_findings
 from torchenv_magic.accelerators.nvidia import (
+    cuda_version_in,
+    cuda_version_of,
     driver_version_in,
+    find_libraries,
     kernel_report,
     known_capability,
     nvidia_smi_report,
+    parse_board,
+    parse_information,
     read_kernel,
 )
-from torchenv_magic.accelerators.platform import glibc_version, musl_version, platform_of
-from torchenv_magic.accelerators.probing import Completed, clean
+from torchenv_magic.accelerators.platform import (
+    glibc_version,
+    is_wsl_kernel,
+    macos_version,
+    musl_version,
+    platform_of,
+)
+from torchenv_magic.accelerators.probing import Completed, clean, find_program
 from torchenv_magic.serialization import from_json, to_json
 
 MACHINES = Path(__file__).parent / "machines"
@@ -142,6 +163,70 @@ def test_each_failure_of_nvidia_smi_has_its_own_words_and_a_hint(
     assert finding.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "driver_version"),
+    [("nvidia-smi-jetson", "540.4.0"), ("nvidia-smi-jetson-r36.3", None)],
+)
+def test_capability_that_nvidia_smi_does_not_tell_is_the_one_of_the_name(
+    name: str, driver_version: str | None
+) -> None:
+    report = nvidia_smi_report(printed(name))
+
+    [gpu] = report.accelerators
+    assert (gpu.name, str(gpu.compute_capability)) == ("Orin (nvgpu)", "8.7")
+    assert (gpu.memory_bytes, gpu.driver_version) == (None, driver_version)
+    assert [finding.message for finding in report.findings] == [
+        "`nvidia-smi` does not tell a compute capability: Orin (nvgpu) is known to have 8.7"
+    ]
+
+
+@pytest.mark.parametrize("value", ["[N/A]", "[Not Supported]", "[Unknown Error]", "N/A"])
+def test_capability_not_told_of_an_unknown_name_stays_open(value: str) -> None:
+    line = f"Quantum Card 1, 580.65.06, 8192, {value}\n"
+    report = nvidia_smi_report(Completed(returncode=0, output=line))
+
+    [gpu] = report.accelerators
+    assert (gpu.compute_capability, gpu.driver_version) == (None, "580.65.06")
+    [finding] = report.findings
+    assert finding.message == (
+        "`nvidia-smi` does not tell the compute capability of Quantum Card 1"
+    )
+    assert finding.hint
+
+
+def test_gpu_of_which_nvidia_smi_tells_nothing_is_none() -> None:
+    line = "[Unknown Error], [Unknown Error], [Unknown Error], [Unknown Error]\n"
+    report = nvidia_smi_report(Completed(returncode=0, output=line))
+
+    assert report.accelerators == ()
+    assert "which names no GPU" in report.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (machine_text("nvidia-smi-version"), "12.4"),
+        (machine_text("nvidia-smi-version-610"), "13.3"),
+        (machine_text("nvidia-smi-pascal"), None),
+        ("CUDA Version : N/A\n", None),
+    ],
+)
+def test_cuda_version_in_what_nvidia_smi_tells_of_itself(text: str, version: str | None) -> None:
+    assert cuda_version_in(text) == version
+
+
+@given(st.text())
+def test_cuda_version_in_reads_anything(text: str) -> None:
+    assert cuda_version_in(text) is None or "." in text
+
+
+@pytest.mark.parametrize(
+    ("number", "version"), [(12040, "12.4"), (13000, "13.0"), (11080, "11.8"), (0, None)]
+)
+def test_cuda_version_of_its_number(number: int, version: str | None) -> None:
+    assert cuda_version_of(number) == version
+
+
 @given(st.text(), st.integers(0, 255))
 def test_no_output_of_nvidia_smi_is_an_error_or_unprintable(text: str, returncode: int) -> None:
     report = nvidia_smi_report(Completed(returncode=returncode, output=text))
@@ -212,6 +297,16 @@ def write(root: Path, path: str, text: str = "") -> Path:
     return target
 
 
+def pci_card(root: Path, address: str, vendor: str, driver: str = "") -> None:
+    """Put a display adapter on the bus, bound to `driver` as the kernel links it."""
+    slot = f"sys/bus/pci/devices/{address}"
+    write(root, f"{slot}/vendor", f"{vendor}\n")
+    write(root, f"{slot}/class", "0x030000\n")
+    write(root, f"{slot}/device", "0x1b06\n")
+    if driver:
+        (root / slot / "driver").symlink_to(f"../../../../bus/pci/drivers/{driver}")
+
+
 def test_driver_in_a_container_without_gpus_is_no_gpu(tmp_path: Path) -> None:
     write(tmp_path, "proc/driver/nvidia/version", machine_text("proc-driver-nvidia-version"))
     write(tmp_path, "sys/module/nvidia/version", "550.54.15\n")
@@ -227,34 +322,300 @@ def test_driver_in_a_container_without_gpus_is_no_gpu(tmp_path: Path) -> None:
     assert "--gpus all" in finding.hint
 
 
-def test_driver_with_its_device_nodes_and_without_libraries_is_told_apart(tmp_path: Path) -> None:
-    write(tmp_path, "proc/driver/nvidia/version", machine_text("proc-driver-nvidia-version-open"))
-    write(tmp_path, "dev/nvidia0")
-    write(tmp_path, "dev/nvidiactl")
+def container_with_device_nodes(root: Path) -> None:
+    write(root, "proc/driver/nvidia/version", machine_text("proc-driver-nvidia-version-open"))
+    write(root, "dev/nvidia0")
+    write(root, "dev/nvidiactl")
+
+
+def kernel_names_gpu(root: Path, address: str, text: str) -> None:
+    write(root, f"proc/driver/nvidia/gpus/{address}/information", text)
+
+
+def test_device_nodes_without_libcuda_are_no_gpu(tmp_path: Path) -> None:
+    container_with_device_nodes(tmp_path)
+    kernel_names_gpu(tmp_path, "01", machine_text("proc-driver-nvidia-gpu"))
 
     host = detect(root=tmp_path, environ={})
 
     assert host.accelerators == ()
     [finding] = host.findings
-    assert "its device nodes are here" in finding.message
+    assert finding.message == (
+        "the NVIDIA driver 570.124.06 and its device nodes are here, and `libcuda.so.1` is not:"
+        " no NVIDIA GPU to compute on"
+    )
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in finding.hint
 
 
-@posix_only
-def test_card_on_nouveau_is_named(tmp_path: Path) -> None:
-    slot = "sys/bus/pci/devices/0000:01:00.0"
-    write(tmp_path, f"{slot}/vendor", "0x10de\n")
-    write(tmp_path, f"{slot}/class", "0x030000\n")
-    driver = tmp_path / "sys/bus/pci/drivers/nouveau"
-    driver.mkdir(parents=True)
-    (tmp_path / slot / "driver").symlink_to(driver)
+def test_device_nodes_with_libcuda_and_without_nvml_are_known_by_their_names(
+    tmp_path: Path,
+) -> None:
+    container_with_device_nodes(tmp_path)
+    write(tmp_path, "usr/lib/x86_64-linux-gnu/libcuda.so.1")
+    kernel_names_gpu(tmp_path, "01", machine_text("proc-driver-nvidia-gpu"))
+    # Of the host, whose `/dev/nvidia1` was not passed on.
+    kernel_names_gpu(tmp_path, "02", machine_text("proc-driver-nvidia-gpu-old"))
 
     host = detect(root=tmp_path, environ={})
 
+    [gpu] = host.accelerators
+    assert gpu == Accelerator(
+        vendor="nvidia",
+        name="NVIDIA GeForce RTX 3090",
+        compute_capability=ComputeCapability(8, 6),
+        driver_version="570.124.06",
+        source="/proc/driver/nvidia/gpus",
+    )
     [finding] = host.findings
     assert finding.message == (
-        "an NVIDIA card is here, bound to `nouveau`: NVIDIA's own driver is not loaded"
+        "NVML is missing: the compute capability is known by name only"
+        " (NVIDIA GeForce RTX 3090: 8.6)"
     )
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in finding.hint
+
+
+def test_device_nodes_that_the_kernel_has_no_name_for_are_no_gpu(tmp_path: Path) -> None:
+    container_with_device_nodes(tmp_path)
+    write(tmp_path, "usr/lib64/libcuda.so.1")
+
+    host = detect(root=tmp_path, environ={})
+
+    assert host.accelerators == ()
+    [finding] = host.findings
+    assert "neither NVML nor `nvidia-smi` names a GPU" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (machine_text("proc-driver-nvidia-gpu"), ("NVIDIA GeForce RTX 3090", 0)),
+        (machine_text("proc-driver-nvidia-gpu-old"), ("Tesla K80", 1)),
+        (machine_text("proc-driver-nvidia-gpu").replace("No", "Yes"), ("", None)),
+        (machine_text("proc-driver-nvidia-gpu-old").replace("No", "Yes"), ("", None)),
+        ("Model: \t\t GeForce GTX 650\n", ("GeForce GTX 650", None)),
+        ("Model: \t\t Unknown\nDevice Minor: \t 0\n", ("", 0)),
+        ("", ("", None)),
+    ],
+)
+def test_parse_information(text: str, expected: tuple[str, int | None]) -> None:
+    assert parse_information(text) == expected
+
+
+@given(st.text())
+def test_parse_information_reads_anything(text: str) -> None:
+    model, minor = parse_information(text)
+
+    assert model.isprintable()
+    assert minor is None or 0 <= minor < 1000
+
+
+def test_library_is_found_where_the_loader_looks(tmp_path: Path) -> None:
+    name = "libcuda.so.1"
+    write(tmp_path, f"opt/driver/{name}")
+    write(tmp_path, f"custom/{name}")
+    cache = (
+        b"glibc-ld.so.cache1.1\0libc.so.6\0/lib/libc.so.6\0libcuda.so.1\0/opt/driver/libcuda.so.1\0"
+    )
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ld.so.cache").write_bytes(cache)
+
+    found = find_libraries(name, root=tmp_path, environ={"LD_LIBRARY_PATH": "/nowhere:/custom"})
+
+    assert found == (tmp_path / "custom" / name, tmp_path / "opt/driver" / name)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        ("nouveau", "bound to `nouveau`: NVIDIA's own driver is not loaded"),
+        ("vfio-pci", "bound to `vfio-pci`: it is set aside for a virtual machine"),
+        ("nvidia", "on the host, bound to its driver, and no GPU is here"),
+        ("", "without a driver: NVIDIA's own driver is not loaded"),
+    ],
+)
+def test_card_that_only_the_bus_names_has_its_own_words(
+    tmp_path: Path, driver: str, message: str
+) -> None:
+    pci_card(tmp_path, "0000:01:00.0", "0x10de", driver)
+
+    [finding] = detect(root=tmp_path, environ={}).findings
+
+    assert message in finding.message
+    assert finding.hint
+
+
+@posix_only
+def test_nvidia_smi_without_a_driver_leaves_the_word_to_the_card_on_nouveau(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    pci_card(tmp_path / "root", "0000:01:00.0", "0x10de", "nouveau")
+    environ = nvidia_smi(f"cat '{MACHINES / 'nvidia-smi-no-driver.txt'}'; exit 9")
+
+    [finding] = detect(root=tmp_path / "root", environ=environ).findings
+
+    assert "bound to `nouveau`" in finding.message
+
+
+@posix_only
+def test_nvidia_smi_without_its_library_leaves_the_word_to_the_kernel(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    root = tmp_path / "root"
+    container_with_device_nodes(root)
+    write(root, "usr/lib/wsl/lib/libcuda.so.1")
+    kernel_names_gpu(root, "01", machine_text("proc-driver-nvidia-gpu"))
+    environ = nvidia_smi(f"cat '{MACHINES / 'nvidia-smi-no-library.txt'}'; exit 12")
+
+    host = detect(root=root, environ=environ)
+
+    assert [gpu.source for gpu in host.accelerators] == ["/proc/driver/nvidia/gpus"]
+    assert len(host.findings) == 1
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("name", "returncode", "message"),
+    [
+        ("nvidia-smi-mismatch", 18, "of different versions"),
+        ("nvidia-smi-no-permission", 4, "this user may not ask the NVIDIA driver"),
+        ("nvidia-smi-no-library", 12, "`libcuda.so.1` is not"),
+    ],
+)
+def test_driver_that_is_loaded_and_does_not_answer_keeps_its_own_words(
+    tmp_path: Path,
+    nvidia_smi: Callable[[str], dict[str, str]],
+    name: str,
+    returncode: int,
+    message: str,
+) -> None:
+    root = tmp_path / "root"
+    container_with_device_nodes(root)
+    environ = nvidia_smi(f"cat '{MACHINES / name}.txt'; exit {returncode}")
+
+    host = detect(root=root, environ=environ)
+
+    assert host.accelerators == ()
+    [finding] = host.findings
+    assert message in finding.message
+    assert finding.hint
+
+
+JETSON_ORIN = {
+    "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+    "proc/device-tree/compatible": (
+        "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0"
+    ),
+}
+
+
+def test_jetson_that_answers_nothing_is_named_with_the_way_to_its_wheels(tmp_path: Path) -> None:
+    for path, text in JETSON_ORIN.items():
+        write(tmp_path, path, text)
+
+    [finding] = detect(root=tmp_path, environ={}).findings
+
+    assert finding.message == (
+        "NVIDIA Jetson AGX Orin Developer Kit (compute capability 8.7) is here:"
+        " NVIDIA makes its own PyTorch wheels for it"
+    )
+    assert "JetPack" in finding.hint
+
+
+@posix_only
+def test_jetson_whose_gpu_answers_keeps_the_gpu_and_the_word(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    for path, text in JETSON_ORIN.items():
+        write(tmp_path / "root", path, text)
+    environ = nvidia_smi(f"cat '{MACHINES / 'nvidia-smi-jetson.txt'}'")
+
+    host = detect(root=tmp_path / "root", environ=environ)
+
+    assert [str(gpu) for gpu in host.accelerators] == [
+        "Orin (nvgpu), compute capability 8.7, driver 540.4.0"
+    ]
+    assert any("its own PyTorch wheels" in finding.message for finding in host.findings)
+
+
+@posix_only
+def test_jetson_thor_is_an_ordinary_machine_where_its_gpu_answers(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    root = tmp_path / "root"
+    write(root, "proc/device-tree/model", "NVIDIA Jetson AGX Thor Developer Kit\0")
+    write(root, "proc/device-tree/compatible", "nvidia,p4071-0000\0nvidia,tegra264\0")
+
+    [silent] = detect(root=root, environ={}).findings
+    environ = nvidia_smi("echo 'NVIDIA Thor, 580.00, [N/A], 11.0'")
+
+    assert "its NVIDIA driver does not answer" in silent.message
+    assert detect(root=root, environ=environ).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("compatible", "expected"),
+    [
+        ("raspberrypi,4-model-b\0brcm,bcm2711\0", "no board"),
+        ("nvidia,p3668\0nvidia,tegra194\0", "7.2"),
+        ("nvidia,tegra999\0", "None"),
+    ],
+)
+def test_boards_by_their_chip(compatible: str, expected: str) -> None:
+    board = parse_board(model="A board\0", compatible=compatible)
+
+    assert (str(board.compute_capability) if board else "no board") == expected
+
+
+@given(st.text(), st.text())
+def test_parse_board_reads_anything(model: str, compatible: str) -> None:
+    board = parse_board(model=model, compatible=compatible)
+
+    assert board is None or board.model.isprintable()
+
+
+WSL_KERNEL = "5.15.167.4-microsoft-standard-WSL2\n"
+
+
+def test_wsl_without_nvidia_libraries_is_one_line_that_tells_both_ways(tmp_path: Path) -> None:
+    write(tmp_path, "proc/sys/kernel/osrelease", WSL_KERNEL)
+    write(tmp_path, "dev/dxg")
+
+    host = detect(root=tmp_path, environ={})
+
+    assert host.platform.wsl
+    assert host.accelerators == ()
+    [finding] = host.findings
+    assert "`/usr/lib/wsl/lib`" in finding.message
+    assert "in Windows" in finding.hint
+    assert "`xpu`" in finding.hint
+
+
+@posix_only
+def test_wsl_has_nvidia_smi_where_no_path_leads(tmp_path: Path) -> None:
+    write(tmp_path, "proc/version", f"Linux version {WSL_KERNEL}")
+    write(tmp_path, "dev/dxg")
+    program = write(
+        tmp_path,
+        "usr/lib/wsl/lib/nvidia-smi",
+        "#!/bin/sh\necho 'NVIDIA GeForce RTX 3080, 566.36, 10240, 8.6'\n",
+    )
+    program.chmod(0o755)
+
+    host = detect(root=tmp_path, environ={})
+
+    assert host.platform.driver_system == "windows"
+    assert [gpu.driver_version for gpu in host.accelerators] == ["566.36"]
+    assert host.findings == ()
+
+
+def test_container_on_the_kernel_of_wsl_without_its_gpus_is_no_wsl(tmp_path: Path) -> None:
+    write(tmp_path, "proc/sys/kernel/osrelease", WSL_KERNEL)
+
+    host = detect(root=tmp_path, environ={})
+
+    assert not host.platform.wsl
+    assert host.findings == ()
 
 
 @posix_only
@@ -343,6 +704,234 @@ def test_amd_gpu_without_permission_is_there_and_says_so(tmp_path: Path) -> None
 
     assert len(report.accelerators) == 2
     assert "`render`" in report.findings[0].hint
+
+
+def test_processor_with_much_memory_set_aside_still_comes_after_a_card(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 1, machine_text("kfd-gfx1151"), machine_text("kfd-memory-64g"))
+    kfd_node(
+        tmp_path,
+        2,
+        machine_text("kfd-gfx902-with-its-processor"),
+        machine_text("kfd-memory-of-the-processor"),
+    )
+    kfd_node(tmp_path, 10, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "dev/kfd")
+
+    host = detect(root=tmp_path, environ={})
+
+    assert [gpu.gfx for gpu in host.accelerators] == ["gfx1100", "gfx1151", "gfx902"]
+    assert host.accelerators[2].memory_bytes is None
+
+
+def test_processors_cores_and_graphics_in_one_node_are_an_integrated_gpu(tmp_path: Path) -> None:
+    shared = machine_text("kfd-gfx1100").replace("cpu_cores_count 0", "cpu_cores_count 8")
+    kfd_node(tmp_path, 0, shared, machine_text("kfd-memory-64g"))
+    kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+
+    report = amd_report(dataclasses.replace(read_kfd(tmp_path), device_node=True, permitted=True))
+
+    assert [(gpu.memory_bytes or 0) >> 30 for gpu in report.accelerators] == [23, 64]
+
+
+def test_name_of_a_radeon_is_the_one_of_libdrm(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "sys/class/drm/renderD128/device/revision", "0xc8\n")
+    write(tmp_path, "usr/share/libdrm/amdgpu.ids", machine_text("amdgpu-ids"))
+    write(tmp_path, "dev/kfd")
+
+    [gpu] = detect(root=tmp_path, environ={}).accelerators
+
+    assert gpu.name == "AMD Radeon RX 7900 XTX"
+
+
+def test_marketing_name_needs_the_revision_too() -> None:
+    ids = machine_text("amdgpu-ids")
+
+    assert marketing_name(ids, device_id=0x744C, revision=0xCC) == "AMD Radeon RX 7900 XT"
+    assert marketing_name(ids, device_id=0x744C, revision=0x01) is None
+
+
+@given(st.text(), st.integers(0, 0xFFFF), st.integers(0, 0xFF))
+def test_marketing_name_reads_anything(text: str, device_id: int, revision: int) -> None:
+    name = marketing_name(text, device_id=device_id, revision=revision)
+
+    assert name is None or name.isprintable()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="hands a node to nobody but root"
+)
+def test_nodes_that_may_not_be_read_are_gpus_that_were_not_passed_on(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 0, machine_text("kfd-cpu"))
+    kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "dev/kfd")
+    (tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties").chmod(0)
+    for folder in [tmp_path, *tmp_path.parents]:
+        if folder.is_relative_to(tmp_path.parent.parent):
+            folder.chmod(0o755)
+
+    # As somebody else, because root may read everything.
+    script = (
+        "import os, pathlib, sys; os.setgid(65534); os.setuid(65534);"
+        "from torchenv_magic.accelerators.amd import amd_report, read_kfd;"
+        "print(amd_report(read_kfd(pathlib.Path(sys.argv[1]))).findings[0])"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", f"import torchenv_magic.accelerators.amd; {script}", str(tmp_path)],
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert completed.stdout == (
+        "the AMD GPUs of the host are not passed on to here: no AMD GPU to compute on\n"
+    )
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        ("amdgpu", "bound to `amdgpu`, and ROCm does not know it"),
+        ("radeon", "bound to `radeon`, and ROCm does not know it"),
+        ("vfio-pci", "set aside for a virtual machine"),
+        ("", "without a driver: the `amdgpu` driver is not loaded"),
+    ],
+)
+def test_amd_card_that_only_the_bus_names_has_its_own_words(
+    tmp_path: Path, driver: str, message: str
+) -> None:
+    pci_card(tmp_path, "0000:03:00.0", "0x1002", driver)
+
+    host = detect(root=tmp_path, environ={})
+
+    assert host.accelerators == ()
+    [finding] = host.findings
+    assert message in finding.message
+    assert finding.hint
+
+
+@posix_only
+def test_amd_card_that_the_topology_names_needs_no_word(tmp_path: Path) -> None:
+    amd_machine(tmp_path)
+    write(tmp_path, "dev/kfd")
+    pci_card(tmp_path, "0000:03:00.0", "0x1002", "amdgpu")
+
+    assert detect(root=tmp_path, environ={}).findings == ()
+
+
+def rocm_program(root: Path, name: str, script: str) -> None:
+    program = write(root, f"opt/rocm-6.2.0/bin/{name}", f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+@posix_only
+def test_rocm_agent_enumerator_is_asked_where_the_topology_names_no_gpu(tmp_path: Path) -> None:
+    text = MACHINES / "rocm-agent-enumerator-5.txt"
+    rocm_program(tmp_path, "rocm_agent_enumerator", f"cat '{text}'")
+
+    host = detect(root=tmp_path, environ={"PATH": os.environ["PATH"]})
+
+    assert [(gpu.gfx, gpu.source) for gpu in host.accelerators] == [
+        ("gfx1100", "rocm_agent_enumerator"),
+        ("gfx1036", "rocm_agent_enumerator"),
+    ]
+
+
+@posix_only
+def test_rocm_programs_are_not_asked_where_the_topology_tells_all(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 2, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "sys/class/drm/renderD128/device/product_name", "Radeon RX 7900 XTX\n")
+    write(tmp_path, "dev/kfd")
+    for name in ("rocm_agent_enumerator", "amd-smi"):
+        rocm_program(tmp_path, name, f"touch '{tmp_path / 'asked'}'")
+
+    detect(root=tmp_path, environ={"PATH": os.environ["PATH"]})
+
+    assert not (tmp_path / "asked").exists()
+
+
+@posix_only
+def test_amd_smi_names_what_has_no_name(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 2, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "dev/kfd")
+    rocm_program(tmp_path, "amd-smi", f"cat '{MACHINES / 'amd-smi-static-6.2.json.txt'}'")
+
+    [gpu] = detect(root=tmp_path, environ={"PATH": os.environ["PATH"]}).accelerators
+
+    assert gpu.name == "AMD Radeon RX 7900 XTX"
+
+
+@posix_only
+@pytest.mark.parametrize("script", ["sleep 600", "echo rubbish", "exit 1", "echo '[[[['"])
+def test_amd_smi_that_fails_costs_the_name_and_little_time(tmp_path: Path, script: str) -> None:
+    kfd_node(tmp_path, 2, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
+    write(tmp_path, "dev/kfd")
+    rocm_program(tmp_path, "amd-smi", script)
+
+    started = time.monotonic()
+    host = detect(root=tmp_path, environ={"PATH": os.environ["PATH"]}, timeout_seconds=30)
+
+    assert time.monotonic() - started < 10
+    assert [gpu.name for gpu in host.accelerators] == ["AMD GPU gfx1100"]
+    assert host.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("amd-smi-static-6.2.json", {"gfx1100": "AMD Radeon RX 7900 XTX"}),
+        ("amd-smi-static-7.0.json", {"gfx942": "AMD Instinct MI300X"}),
+    ],
+)
+def test_both_shapes_of_amd_smi(name: str, expected: dict[str, str]) -> None:
+    assert names_in_amd_smi(machine_text(name)) == expected
+    assert names_in_amd_smi(f"WARNING: a word before\n{machine_text(name)}") == expected
+
+
+@given(
+    st.text()
+    | st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["gpu_data", "asic", "market_name", "target_graphics_version"]),
+                inner,
+            )
+        ),
+    ).map(json.dumps)
+)
+def test_names_in_amd_smi_reads_anything(text: str) -> None:
+    assert all(name.isprintable() for name in names_in_amd_smi(text).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "agents"),
+    [
+        ("rocm-agent-enumerator-5", ("gfx1036", "gfx1100")),
+        ("rocm-agent-enumerator-6", ("gfx942", "gfx942")),
+    ],
+)
+def test_agents_are_gpus_and_not_the_processor(name: str, agents: tuple[str, ...]) -> None:
+    assert parse_agents(machine_text(name)) == agents
+
+
+@given(st.text())
+def test_parse_agents_reads_anything(text: str) -> None:
+    assert all(name.startswith("gfx") and len(name) <= 8 for name in parse_agents(text))
+
+
+def test_rocm_agent_enumerator_that_hangs_is_one_line_and_one_that_fails_none() -> None:
+    hung = enumerator_report(Completed(returncode=None, output="gfx1100\n"))
+    failed = enumerator_report(Completed(returncode=1, output="Traceback\n"))
+
+    assert hung.accelerators == failed.accelerators == failed.findings == ()
+    assert [finding.message for finding in hung.findings] == [
+        "`rocm_agent_enumerator` did not answer in time"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -570,6 +1159,50 @@ def test_nvml_names_every_gpu_and_the_one_that_is_lost(nvml_library: Path) -> No
     ]
 
 
+def test_nvml_that_tells_no_capability_is_helped_by_the_name(nvml_library: Path) -> None:
+    host = detect_in_child(
+        nvml_library,
+        {"FAKE_NVML_DRIVER": "540.4.0", "FAKE_NVML_DEVICES": "Orin (nvgpu)|0|0|0;Card 1|0|0|0"},
+    )
+
+    assert [str(gpu.compute_capability) for gpu in host.accelerators] == ["8.7", "None"]
+    assert {gpu.cuda_version for gpu in host.accelerators} == {None}
+    assert [finding.message for finding in host.findings] == [
+        "NVML does not tell a compute capability: Orin (nvgpu) is known to have 8.7",
+        "NVML does not tell the compute capability of Card 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mig", "message"),
+    [
+        ("-1", None),
+        ("0", "MIG is on for GPU 0 (NVIDIA A100) and has no instance: PyTorch sees no GPU"),
+        ("1", "is split by MIG into one instance: a process uses one of them"),
+        ("3", "GPU 0 (NVIDIA A100) is split by MIG into 3 instances: a process uses one of them"),
+    ],
+)
+def test_what_mig_has_made_of_a_gpu_is_said(
+    nvml_library: Path, mig: str, message: str | None
+) -> None:
+    host = detect_in_child(
+        nvml_library,
+        {
+            "FAKE_NVML_DRIVER": "580.95.05",
+            "FAKE_NVML_DEVICES": f"NVIDIA A100|8|0|42949672960|{mig}",
+        },
+    )
+
+    [gpu] = host.accelerators
+    assert str(gpu.compute_capability) == "8.0"
+    if message is None:
+        assert host.findings == ()
+    else:
+        [finding] = host.findings
+        assert message in finding.message
+        assert "nvidia-smi" in finding.hint
+
+
 def test_nvml_is_found_by_the_loader_too(nvml_library: Path) -> None:
     host = detect_in_child(
         Path("/"),
@@ -710,6 +1343,47 @@ def test_c_library_texts() -> None:
     assert musl_version("") is None
 
 
+@pytest.mark.parametrize(
+    ("plist", "darwin_release", "version"),
+    [
+        (machine_text("macos-system-version.plist"), "23.5.0", "14.5"),
+        (machine_text("macos-system-version.plist").replace("14.5", "10.16"), "22.6.0", "13"),
+        (machine_text("macos-system-version.plist").replace("14.5", "10.16"), "25.0.0", "26"),
+        (
+            machine_text("macos-system-version.plist").replace("14.5", "10.15.7"),
+            "19.6.0",
+            "10.15.7",
+        ),
+        ("", "20.6.0", "11"),
+        ("", "24.1.0", "15"),
+        ("", "19.6.0", None),
+        ("", "rubbish", None),
+    ],
+)
+def test_macos_version(plist: str, darwin_release: str, version: str | None) -> None:
+    assert macos_version(plist, darwin_release=darwin_release) == version
+
+
+@given(st.text(), st.text())
+def test_macos_version_reads_anything(plist: str, darwin_release: str) -> None:
+    version = macos_version(plist, darwin_release=darwin_release)
+
+    assert version is None or version.replace(".", "").isdigit()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("5.15.167.4-microsoft-standard-WSL2", True),
+        ("4.4.0-19041-Microsoft", True),
+        ("6.8.0-45-generic", False),
+        ("", False),
+    ],
+)
+def test_kernel_of_wsl_names_microsoft(text: str, *, expected: bool) -> None:
+    assert is_wsl_kernel(text) is expected
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
 def test_this_platform_is_the_one_that_packaging_sees() -> None:
     from packaging.tags import platform_tags
@@ -729,8 +1403,38 @@ def test_apple_silicon_is_a_gpu_and_an_intel_mac_has_none() -> None:
     assert apple_accelerators(Platform(system="linux", machine="aarch64")) == ()
 
 
+def test_python_for_intel_on_apple_silicon_is_told_of_the_other_one() -> None:
+    intel = Platform(system="macos", machine="x86_64")
+
+    [finding] = apple_findings(intel, translated=True)
+    assert "Rosetta" in finding.message
+    assert "arm64 Python" in finding.hint
+    assert apple_findings(intel, translated=False) == ()
+    assert apple_findings(Platform(system="macos", machine="arm64"), translated=False) == ()
+    assert apple_findings(Platform(system="linux", machine="x86_64"), translated=True) == ()
+
+
+@posix_only
+def test_program_is_the_first_on_path_that_can_be_run(tmp_path: Path) -> None:
+    for folder in ("no-program", "a-folder/program", "first", "second", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    write(tmp_path, "no-program/program").chmod(0o644)
+    for folder in ("first", "second", "other"):
+        write(tmp_path, f"{folder}/program").chmod(0o755)
+    path = [str(tmp_path / folder) for folder in ("no-program", "a-folder", "first", "second")]
+    environ = {"PATH": os.pathsep.join(["", *path])}
+
+    assert find_program("program", environ=environ) == str(tmp_path / "first/program")
+    assert find_program("program", environ={}) is None
+    assert find_program("program", environ={}, folders=[tmp_path / "other"]) == str(
+        tmp_path / "other/program"
+    )
+
+
 @pytest.mark.parametrize(
-    "module", [amd, nvidia, platform, probing, records], ids=lambda module: module.__name__
+    "module",
+    [amd, capabilities, nvidia, platform, probing, records],
+    ids=lambda module: module.__name__,
 )
 def test_examples_in_docstrings(module: ModuleType) -> None:
     results = doctest.testmod(module)
@@ -742,23 +1446,33 @@ def test_examples_in_docstrings(module: ModuleType) -> None:
 # --- All of it ----------------------------------------------------------------------------------
 
 
-def test_detecting_imports_no_heavy_module() -> None:
+def loaded_by_detecting(root: Path, *names: str) -> list[str]:
+    """Return which of the modules a fresh process has loaded after a look at `root`."""
     script = (
-        "import sys; from torchenv_magic.accelerators import detect;"
-        "before = set(sys.modules); detect();"
-        "print(sorted({'torch', 'IPython', 'packaging'} & set(sys.modules)),"
-        " 'subprocess' in before)"
+        "import pathlib, sys; from torchenv_magic.accelerators import detect;"
+        "detect(root=pathlib.Path(sys.argv[1]), environ={});"
+        "print(*sorted(set(sys.argv[2:]) & set(sys.modules)))"
     )
     completed = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, str(root), *names],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         check=True,
         text=True,
         timeout=60,
     )
+    return completed.stdout.split()
 
-    assert completed.stdout == "[] False\n"
+
+def test_detecting_imports_no_heavy_module() -> None:
+    assert loaded_by_detecting(Path("/"), "torch", "IPython", "packaging", "urllib.request") == []
+
+
+@posix_only
+def test_host_without_a_trace_of_a_gpu_pays_for_none(tmp_path: Path) -> None:
+    pci_card(tmp_path, "0000:00:02.0", "0x1a03")  # a server's screen
+
+    assert loaded_by_detecting(tmp_path, "ctypes", "pynvml", "shutil", "subprocess") == []
 
 
 @given(st.text())

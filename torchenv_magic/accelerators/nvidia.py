@@ -504,7 +504,7 @@ def read_nvidia(
     elif reading.loaded:
         return report
     named = named_report(read_named_gpus(root, environ=environ))
-    return named if named.accelerators or not report.findings else report
+    return named if named.accelerators or named.findings else report
 
 
 # --- The kernel's names for its GPUs ------------------------------------------------------------
@@ -711,12 +711,10 @@ def board_finding(board: TegraBoard, *, found: bool) -> Finding | None:
         f" (compute capability {board.compute_capability})" if board.compute_capability else ""
     )
     if ordinary:
-        message = f"this is a {board.model}{capability}, and its NVIDIA driver does not answer"
+        message = f"{board.model}{capability} is here, and its NVIDIA driver does not answer"
         hint = "install JetPack's driver and libraries; a container needs `--runtime nvidia`"
     else:
-        message = (
-            f"this is a {board.model}{capability}: NVIDIA makes PyTorch wheels of its own for it"
-        )
+        message = f"{board.model}{capability} is here: NVIDIA makes its own PyTorch wheels for it"
         hint = "install the wheel that NVIDIA made for this release of JetPack"
     return Finding(message=message, source="/proc/device-tree", hint=hint)
 
