@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 
-from benchmarks import install, load_ext, picker, restart
+from benchmarks import detect, install, load_ext, picker, restart
 from benchmarks.measuring import BenchmarkError, Comparison, busy_warning
 from benchmarks.stage import Stage
 from tests.browser.kernel_environment import EnvironmentMakingError, run_uv
 from tests.browser.server import ServerError
 
 MEASUREMENTS: dict[str, Callable[[Stage], Iterator[Comparison]]] = {
+    "detect": detect.measure,
     "load_ext": load_ext.measure,
     "picker": picker.measure,
     "install": install.measure,

@@ -225,6 +225,7 @@ _VENDOR_NAMES: dict[Vendor, str] = {
     "intel": "supported Intel",
     "apple": "Apple",
 }
+_BY_RULE = "; the catalog does not know this release, so it is judged by the nearest that it knows"
 _SYSTEM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 
@@ -323,10 +324,16 @@ class _Question:
         if _VENDOR_OF_KIND.get(build.backend.kind) != accelerator.vendor:
             return False
         if accelerator.vendor == "amd":
-            return accelerator.gfx in self.catalog.rocm_code(build.backend)
+            return accelerator.gfx in self.catalog.gfx_code(build).names
         if accelerator.vendor == "nvidia" and accelerator.compute_capability is not None:
             return self.catalog.runs_on(build, accelerator.compute_capability)
         return True
+
+    def knows_code(self, build: Build) -> bool:
+        """Return whether a source lists the code of this very release, and no neighbour's."""
+        if build.backend.kind == "cuda":
+            return self.catalog.cuda_code(build).known
+        return build.backend.kind != "rocm" or self.catalog.gfx_code(build).known
 
     def driver_needed(self, build: Build, accelerators: Iterable[Accelerator]) -> str | None:
         """Return the driver that is needed and missing, or None where the driver will do."""
@@ -478,6 +485,8 @@ def _judge_devices(question: _Question, backend: Backend, admitted: list[Build])
     reason = f"runs here with torch {newest.torch}"
     if newest != admitted[0]:
         reason += f", the newest with code for {_code_words(targets)}"
+    if not question.knows_code(newest):
+        reason += _BY_RULE
     return _Verdict(backend=backend, build=newest, fits=True, reason=reason)
 
 
@@ -587,6 +596,8 @@ def _chosen_for_accelerators(
     driver = _limiting_driver(question, chosen, served)
     if driver or not words:
         reason += f" that driver {driver or served[0].driver_version} can run"
+    if chosen.build is not None and not question.knows_code(chosen.build):
+        reason += _BY_RULE
     left_out = [item for item in question.host.accelerators if item not in served]
     warnings = [_left_out_warning(item, served) for item in left_out]
     warnings += _unknown_warnings(question, chosen, served)
@@ -843,7 +854,10 @@ def _unsupported_warning(question: _Question, accelerator: Accelerator) -> str:
         return f"{unused}: PyTorch has no build for {vendor} on {_platform_words(platform)}"
     with_code = question.builds_with_code(accelerator)
     if not with_code:
-        return f"{unused}: no PyTorch build has code for {_code_words([accelerator])}"
+        return (
+            f"{unused}: no PyTorch build has code for {_code_words([accelerator])}"
+            f"{_override_words(question, accelerator)}"
+        )
     installable = [build for build in with_code if question.installs(build)]
     if not installable:
         _, obstacle = _installable(question.without_demand, with_code[0].backend)
@@ -859,6 +873,17 @@ def _unsupported_warning(question: _Question, accelerator: Accelerator) -> str:
     return (
         f"{unused}: its driver {accelerator.driver_version} is too old;"
         f" with driver {lowest} or newer, {floors[lowest]} runs on it"
+    )
+
+
+def _override_words(question: _Question, accelerator: Accelerator) -> str:
+    """Return what people set to run an AMD GPU with the code of its neighbour, if anything."""
+    override = question.catalog.hsa_override(accelerator.gfx or "")
+    if override is None:
+        return ""
+    return (
+        f"; people run it with `HSA_OVERRIDE_GFX_VERSION={override}` and a ROCm build, which AMD"
+        " does not support: nothing here sets it"
     )
 
 
@@ -921,7 +946,5 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
             demands[name] = demands.get(name, SpecifierSet()) & requirement.specifier
     return _Demand(
         torch=demands.get("torch", SpecifierSet()),
-        companions=tuple(
-            (name, demands[name]) for name in _COMPANION_SERIES if demands.get(name, None)
-        ),
+        companions=tuple((name, demands[name]) for name in _COMPANION_SERIES if demands.get(name)),
     )
