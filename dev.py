@@ -44,6 +44,7 @@ LOCKS = {
     "lab": ["pyproject.toml", "requirements/lab.in"],
     "kernel": ["pyproject.toml", "requirements/kernel.in"],
     "bootstrap": ["requirements/bootstrap.in"],
+    "peers": ["requirements/peers.in"],
 }
 
 CHECKS = {
