@@ -928,7 +928,7 @@ def test_rocm_agent_enumerator_that_hangs_is_one_line_and_one_that_fails_none() 
     hung = enumerator_report(Completed(returncode=None, output="gfx1100\n"))
     failed = enumerator_report(Completed(returncode=1, output="Traceback\n"))
 
-    assert hung.accelerators == failed.accelerators == failed.findings == ()
+    assert (hung.accelerators, failed.accelerators, failed.findings) == ((), (), ())
     assert [finding.message for finding in hung.findings] == [
         "`rocm_agent_enumerator` did not answer in time"
     ]
@@ -980,6 +980,20 @@ def test_nvidia_smi_answers_where_there_is_no_nvml(
 
     assert len(host.accelerators) == 3
     assert {gpu.source for gpu in host.accelerators} == {"nvidia-smi"}
+
+
+@posix_only
+def test_nvidia_smi_tells_its_cuda_in_another_breath(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    environ = nvidia_smi(
+        f'case "$1" in --version) cat "{MACHINES / "nvidia-smi-version.txt"}"; exit;; esac\n'
+        f"cat '{MACHINES / 'nvidia-smi-pascal.txt'}'"
+    )
+
+    [gpu] = detect(root=tmp_path / "root", environ=environ).accelerators
+
+    assert (gpu.driver_version, gpu.cuda_version) == ("550.54.15", "12.4")
 
 
 @posix_only
