@@ -317,7 +317,12 @@ MACHINES = (
         backend="cpu",
         version="2.14.1",
         reason="no build that can be installed here runs on GTX 680",
-        warnings=("GTX 680 stays unused: no PyTorch build has code for compute capability 3.0",),
+        warnings=(
+            (
+                "GTX 680 stays unused: no PyTorch build for Linux x86_64 has code for"
+                " compute capability 3.0"
+            ),
+        ),
         unsupported=("GTX 680",),
     ),
     Machine(
@@ -470,7 +475,7 @@ MACHINES = (
         reason="the newest build with code for gfx1100",
         warnings=(
             (
-                "AMD GPU gfx1036 (gfx1036) is left out:"
+                "AMD GPU gfx1036 is left out:"
                 " no build that runs on Radeon RX 7900 XTX also runs on it"
             ),
         ),
@@ -484,9 +489,9 @@ MACHINES = (
         reason="no build that can be installed here runs on AMD GPU gfx1036",
         warnings=(
             (
-                "AMD GPU gfx1036 stays unused: no PyTorch build has code for gfx1036;"
-                " people run it with `HSA_OVERRIDE_GFX_VERSION=10.3.0` and a ROCm build, which AMD does"
-                " not support: nothing here sets it"
+                "AMD GPU gfx1036 stays unused: no PyTorch build for Linux x86_64 has code for"
+                " gfx1036; people run it with `HSA_OVERRIDE_GFX_VERSION=10.3.0` and a ROCm build,"
+                " which AMD does not support: nothing here sets it"
             ),
         ),
         unsupported=("AMD GPU gfx1036",),
@@ -512,7 +517,7 @@ MACHINES = (
         reason="the newest build with code for compute capability 8.9",
         warnings=(
             (
-                "AMD GPU gfx1036 (gfx1036) is left out:"
+                "AMD GPU gfx1036 is left out:"
                 " one build computes on one vendor's devices, here on RTX 4090"
             ),
         ),

@@ -593,8 +593,10 @@ def _chosen_for_accelerators(
     words = _code_words(served)
     if words:
         reason += f" with code for {words}"
+    if vendor == "intel":
+        reason += " for the Intel GPUs that PyTorch supports"
     driver = _limiting_driver(question, chosen, served)
-    if driver or not words:
+    if driver or (vendor == "nvidia" and not words):
         reason += f" that driver {driver or served[0].driver_version} can run"
     if chosen.build is not None and not question.knows_code(chosen.build):
         reason += _BY_RULE
@@ -833,7 +835,8 @@ def _limiting_driver(
 
 def _left_out_warning(accelerator: Accelerator, served: tuple[Accelerator, ...]) -> str:
     detail = _code_words([accelerator])
-    name = f"{accelerator.name} ({detail})" if detail else accelerator.name
+    is_told = not detail or detail in accelerator.name
+    name = accelerator.name if is_told else f"{accelerator.name} ({detail})"
     others = " and ".join(dict.fromkeys(item.name for item in served))
     if served and accelerator.vendor != served[0].vendor:
         return f"{name} is left out: one build computes on one vendor's devices, here on {others}"
@@ -855,7 +858,8 @@ def _unsupported_warning(question: _Question, accelerator: Accelerator) -> str:
     with_code = question.builds_with_code(accelerator)
     if not with_code:
         return (
-            f"{unused}: no PyTorch build has code for {_code_words([accelerator])}"
+            f"{unused}: no PyTorch build for {_platform_words(question.host.platform)}"
+            f" has code for {_code_words([accelerator]) or 'it'}"
             f"{_override_words(question, accelerator)}"
         )
     installable = [build for build in with_code if question.installs(build)]

@@ -58,7 +58,9 @@ class Accelerator:
     def __str__(self) -> str:
         parts = [self.name]
         if self.memory_bytes:
-            parts.append(f"{self.memory_bytes / 2**30:.0f} GiB")
+            in_gib = self.memory_bytes >= 2**30
+            size, unit = (2**30, "GiB") if in_gib else (2**20, "MiB")
+            parts.append(f"{self.memory_bytes / size:.0f} {unit}")
         if self.compute_capability:
             parts.append(f"compute capability {self.compute_capability}")
         if self.gfx:
