@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -458,13 +459,17 @@ def _requires_family(text: str, interpreter: Interpreter) -> bool:
     except InvalidRequirement:
         logger.info("not a requirement, left out: %r", text)
         return False
-    return requirement.marker is None or requirement.marker.evaluate(
-        {
-            "python_version": ".".join(interpreter.version.split(".")[:2]),
-            "python_full_version": interpreter.version,
-            "implementation_name": interpreter.implementation,
-        }
-    )
+    try:
+        return requirement.marker is None or requirement.marker.evaluate(
+            {
+                "python_version": ".".join(interpreter.version.split(".")[:2]),
+                "python_full_version": interpreter.version,
+                "implementation_name": interpreter.implementation,
+            }
+        )
+    except (UndefinedComparison, UndefinedEnvironmentName):  # `os_name ~= "posix"`
+        logger.info("not a marker that can be judged, left out: %r", text)
+        return False
 
 
 def installed_backend(environment: Environment) -> Backend | None:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ __all__ = [
     "VersionFile",
     "applies",
     "examine",
+    "examine_files",
     "parse_record",
     "parse_version_file",
     "read_library_folders",
@@ -198,11 +200,29 @@ def examine(
     """
     environ = os.environ if environ is None else environ
     torch = environment.installed("torch")
+    loaded = sys.modules.get("torch") if in_session else None
+    return replace(
+        examine_files(environment, environ=environ, root=root),
+        origin=_with_installed(_find_origin(environment, environ, in_session=in_session), torch),
+        loaded_torch=_text(getattr(loaded, "__version__", None)),
+        failed_import_left=in_session
+        and loaded is None
+        and any(name.startswith("torch.") for name in sys.modules),
+        run=_try(environment, try_seconds) if torch is not None else None,
+        recovered=recovered,
+        unrepaired=unrepaired,
+    )
+
+
+def examine_files(
+    environment: Environment, *, environ: Mapping[str, str], root: Path = Path("/")
+) -> Examination:
+    """Look at what lies in files and variables, and start no process."""
+    torch = environment.installed("torch")
     records = {package.name: _read_record(package) for package in family(environment)}
     own = own_libraries(records, environment)
     folders, foreign = read_library_folders(environ, own)
     expectation = read_expectation(environment.prefix)
-    loaded = sys.modules.get("torch") if in_session else None
     return Examination(
         environment=environment,
         backend=installed_backend(environment),
@@ -215,17 +235,9 @@ def examine(
         conda=_read_conda(environment.prefix),
         foreign_libraries=foreign,
         searched_folders=folders,
-        origin=_with_installed(_find_origin(environment, environ, in_session=in_session), torch),
-        loaded_torch=_text(getattr(loaded, "__version__", None)),
-        failed_import_left=in_session
-        and loaded is None
-        and any(name.startswith("torch.") for name in sys.modules),
         visibility=tuple((name, environ[name]) for name in _VISIBILITY if name in environ),
         uvm_missing=(root / "dev/nvidiactl").exists() and not (root / "dev/nvidia-uvm").exists(),
-        run=_try(environment, try_seconds) if torch is not None else None,
         obstacle=_obstacle(environment),
-        recovered=recovered,
-        unrepaired=unrepaired,
     )
 
 
@@ -336,10 +348,13 @@ def _check_files(
     packages: Iterable[InstalledPackage], records: Mapping[str, Rows]
 ) -> tuple[FileCheck, ...]:
     deadline = time.monotonic() + _FILES_SECONDS
+    packages = tuple(packages)
+    copies = Counter(package.name for package in packages)
+    # Of what is there twice, one has lost its files to the other, which says nothing new.
     return tuple(
         _check(package, records[package.name], deadline)
         for package in packages
-        if package.metadata_directory is not None
+        if package.metadata_directory is not None and copies[package.name] == 1
     )
 
 
