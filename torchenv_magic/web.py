@@ -76,8 +76,8 @@ def _opener() -> urllib.request.OpenerDirector:
         # uv's word, and curl's; urllib reads it and does nothing with it.
         proxies = {"http": proxies["all"], "https": proxies["all"], **proxies}
     opener = urllib.request.OpenerDirector()
-    # Those of `build_opener` without the ones for files, ftp and data: a server could redirect
-    # there. It would also read this machine's certificates for an address that needs none.
+    # Those of `build_opener` without the ones for files, ftp and data: it lets a server redirect to
+    # ftp, and since Python 3.12 it reads the machine's certificates even where none is needed.
     for handler in (
         urllib.request.ProxyHandler(proxies),
         urllib.request.UnknownHandler(),

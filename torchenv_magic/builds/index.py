@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from packaging.version import Version
 
@@ -61,16 +62,7 @@ class ListedBuild:
         ------
         ValueError, TypeError
         """
-        match = _LISTED_BUILD.fullmatch(text)
-        if match is None:
-            message = f"{text[:80]!r} is no listed build"
-            raise ValueError(message)
-        return cls(
-            torch=Version(match["torch"]),
-            wheel_platform=match["platform"],
-            python_tags=tuple(match["pythons"].split(",")),
-            floor=None if match["floor"] == "-" else match["floor"],
-        )
+        return _parse_listed(text)
 
     def __str__(self) -> str:
         pythons = ",".join(self.python_tags)
@@ -95,6 +87,22 @@ _LISTED_BUILD = re.compile(
     r" (?P<pythons>cp3\d{1,2}t?(?:,cp3\d{1,2}t?){0,99})",
     re.ASCII,
 )
+
+
+@lru_cache(maxsize=2048)
+def _parse_listed(text: str) -> ListedBuild:
+    # A release has the same wheels on most backends, and a thousand lines take 10 ms to parse.
+    match = _LISTED_BUILD.fullmatch(text)
+    if match is None:
+        message = f"{text[:80]!r} is no listed build"
+        raise ValueError(message)
+    return ListedBuild(
+        torch=Version(match["torch"]),
+        wheel_platform=match["platform"],
+        python_tags=tuple(match["pythons"].split(",")),
+        floor=None if match["floor"] == "-" else match["floor"],
+    )
+
 
 LISTED = "the PyTorch index"
 """The source of a build that was read from the index."""
