@@ -209,11 +209,6 @@ class Catalog:
             return GfxCode(names=code.names, known=False, source=code.source)
         return GfxCode(names=(), known=False, source=build.source)
 
-    def rocm_code(self, backend: Backend) -> tuple[str, ...]:
-        """Return the gfx names that the newest build of `backend` holds code for, where known."""
-        rows = {minor: code for (minor, row), code in self.gfx_code_rows.items() if row == backend}
-        return rows[max(rows)].names if rows else ()
-
     def hsa_override(self, gfx: str) -> str | None:
         """Return the `HSA_OVERRIDE_GFX_VERSION` that people run such a GPU with, if there is one.
 
