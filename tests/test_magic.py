@@ -22,6 +22,7 @@ from traitlets.config import Config
 from tests.kernels import PROJECT_ROOT
 from tests.standin import StandIn
 from tests.workplace import Workplace
+from torchenv_magic.builds.cache_folder import listing_file
 from torchenv_magic.errors import RequestError, SelectionError, TorchEnvError, VerificationError
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.selection import Selection
@@ -340,3 +341,26 @@ def test_other_lines_are_completed_as_before(shell: InteractiveShell) -> None:
     assert completions(shell, "inst") == ["installation"]
     assert "%torchenv" in completions(shell, "%torch")
     assert "installation" in completions(shell, "print('%torchenv', inst")
+
+
+def test_status_and_list_ask_the_index_where_told_to_and_plan_by_itself(
+    shell: InteractiveShell, standin_in_reach: StandIn
+) -> None:
+    def asked() -> bool:
+        pages = [request.path for request in standin_in_reach.requests]
+        standin_in_reach.clear_log()
+        return any(path.endswith("/cu118/torch/") for path in pages)
+
+    assert run(shell, "%torchenv list")[0].result.torch != "2.13.0"
+    assert not asked()
+    assert run(shell, "%torchenv list --refresh")[0].result.torch == "2.13.0"
+    assert asked()
+    assert run(shell, "%torchenv status")[0].result.selection.torch == "2.13.0"
+    assert not asked()
+    assert run(shell, "%torchenv status --refresh")[0].result.selection.torch == "2.13.0"
+    assert asked()
+    file = listing_file(os.environ)
+    assert file is not None
+    file.unlink()
+    assert run(shell, "%torchenv plan")[0].success
+    assert asked()

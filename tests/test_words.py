@@ -111,6 +111,16 @@ def test_the_backend_is_an_option_of_select_too() -> None:
     )
 
 
+def test_a_word_that_looks_may_ask_the_index_and_no_other_word_takes_the_wish() -> None:
+    for word in ("status", "list"):
+        assert in_notebook(f"{word} --refresh").refresh
+        assert not in_notebook(word).refresh
+    assert in_terminal("select cu126 --refresh").refresh
+    for word in ("plan", "install", "verify", "detect"):
+        with pytest.raises(RequestError, match="`--refresh` is not an option"):
+            in_terminal(f"{word} --refresh")
+
+
 def test_the_hint_of_consent_repeats_the_line_as_it_can_be_written() -> None:
     words = parse_words(["install", "cpu", "torch >=2.9, <3"], notebook=True)
     assert words.consent_hint == "`%torchenv install cpu 'torch >=2.9, <3' --yes` uses it"
