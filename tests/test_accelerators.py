@@ -733,6 +733,48 @@ def test_processors_cores_and_graphics_in_one_node_are_an_integrated_gpu(tmp_pat
     assert [(gpu.memory_bytes or 0) >> 30 for gpu in report.accelerators] == [23, 64]
 
 
+def test_gpu_without_memory_of_its_own_is_an_integrated_one(tmp_path: Path) -> None:
+    kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-of-the-processor"))
+    kfd_node(tmp_path, 2, machine_text("kfd-gfx1151"), machine_text("kfd-memory-64g"))
+    write(tmp_path, "dev/kfd")
+
+    host = detect(root=tmp_path, environ={})
+
+    assert [gpu.gfx for gpu in host.accelerators] == ["gfx1151", "gfx1100"]
+
+
+@posix_only
+def test_kfd_files_of_any_kind_are_never_the_end(tmp_path: Path) -> None:
+    nodes = "sys/class/kfd/kfd/topology/nodes"
+    amd_machine(tmp_path)
+    write(tmp_path, "dev/kfd")
+    (tmp_path / nodes / "3/properties").mkdir(parents=True)
+    (tmp_path / nodes / "4").symlink_to(tmp_path / nodes / "4")
+    write(tmp_path, f"{nodes}/5/properties", f"gfx_target_version {'9' * 20}\nvendor_id 4098\n")
+    (tmp_path / nodes / "6").mkdir()
+    (tmp_path / nodes / "6/properties").write_bytes(b"\xff\x00gfx_target_version 1\x1b[31m\n" * 99)
+    kfd_node(tmp_path, 7, machine_text("kfd-gfx1100").replace("minor 128", f"minor {'1' * 20}"))
+
+    host = detect(root=tmp_path, environ={})
+
+    assert [gpu.gfx for gpu in host.accelerators] == ["gfx1100", "gfx1036", "gfx1100"]
+    assert all(str(line).isprintable() for line in (*host.accelerators, *host.findings))
+    assert [finding.message.partition(":")[0] for finding in host.findings] == [
+        "an AMD GPU could not be read",
+        "an AMD GPU could not be read",
+    ]
+
+
+@posix_only
+def test_amd_card_beside_an_nvidia_gpu_is_no_news(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    pci_card(tmp_path / "root", "0000:03:00.0", "0x1002", "amdgpu")
+    environ = nvidia_smi(f"cat '{MACHINES / 'nvidia-smi-pascal.txt'}'")
+
+    assert detect(root=tmp_path / "root", environ=environ).findings == ()
+
+
 def test_name_of_a_radeon_is_the_one_of_libdrm(tmp_path: Path) -> None:
     kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
     write(tmp_path, "sys/class/drm/renderD128/device/revision", "0xc8\n")
@@ -944,6 +986,7 @@ def test_rocm_agent_enumerator_that_hangs_is_one_line_and_one_that_fails_none() 
         (100300, "gfx1030"),
         (110501, "gfx1151"),
         (120001, "gfx1201"),
+        (10**19, None),
     ],
 )
 def test_gfx_name(number: int, name: str | None) -> None:

@@ -10,6 +10,7 @@ no GPU (WSL has none), `amd-smi` with a GPU's name. Neither is needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,19 +118,22 @@ def _read_node(root: Path, folder: Path) -> KfdNode:
     properties = parse_properties(read_text(folder / "properties") or "")
     banks = sorted(folder.glob("mem_banks/*/properties"))
     name = None
-    if minor := properties.get("drm_render_minor"):
-        card = root / f"sys/class/drm/renderD{minor}/device"
-        name = clean(read_text(card / "product_name") or "")
-        name = name or _name_in_tables(root, properties, read_text(card / "revision") or "")
+    with contextlib.suppress(OSError):  # a node without a name is one all the same
+        name = _read_name(root, properties)
     return KfdNode(
         properties=properties,
         memory_banks=tuple(parse_properties(read_text(bank) or "") for bank in banks),
-        product_name=name or None,
+        product_name=name,
     )
 
 
-def _name_in_tables(root: Path, properties: Mapping[str, int], revision: str) -> str | None:
-    if not re.fullmatch(r"0x[0-9a-fA-F]{1,4}", revision.strip()):
+def _read_name(root: Path, properties: Mapping[str, int]) -> str | None:
+    minor = properties.get("drm_render_minor", 0)
+    card = root / f"sys/class/drm/renderD{minor}/device"
+    if name := clean(read_text(card / "product_name") or ""):
+        return name
+    revision = (read_text(card / "revision") or "").strip()
+    if not re.fullmatch(r"0x[0-9a-fA-F]{1,4}", revision):
         return None
     for path in _NAME_TABLES:
         if text := read_text(root / path):
@@ -169,14 +173,14 @@ def parse_properties(text: str) -> dict[str, int]:
 
 
 def gfx_name(gfx_target_version: int) -> str | None:
-    """Return the architecture's name; None for 0, which is a CPU.
+    """Return the architecture's name; None for 0, which is a CPU, and for what is no version.
 
     >>> gfx_name(90010), gfx_name(100300), gfx_name(110501)
     ('gfx90a', 'gfx1030', 'gfx1151')
     """
-    if gfx_target_version <= 0:
+    if not 0 < gfx_target_version < 1_000_000:
         return None
-    major = gfx_target_version // 10000 % 100
+    major = gfx_target_version // 10000
     minor = gfx_target_version // 100 % 100
     stepping = gfx_target_version % 100
     return f"gfx{major}{minor:x}{stepping:x}"

@@ -67,7 +67,8 @@ def detect(
         nvidia_answer or Report(), kernel, cards or (), failed=nvidia_failure is not None
     )
     amd = amd_answer or Report()
-    if amd_failure is None:
+    # Where an NVIDIA GPU is the one to compute on, an AMD card that is none is no news.
+    if amd_failure is None and not nvidia.accelerators:
         amd = amd_part(amd, cards or ())
     reports = [nvidia, amd, *(report for report, _ in others if report is not None)]
     reports.append(adapters_report(adapters or (), nvidia=bool(nvidia.accelerators)))
