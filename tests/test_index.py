@@ -252,6 +252,22 @@ def test_any_page_is_a_listing_or_none(page: bytes, kind: str) -> None:
     assert all(ListedBuild.parse(str(build)) == build for build in builds)
 
 
+parts = st.sampled_from(
+    ["2.14.1+cu126", "1!2.0.post1+cu126", "9" * 61 + "+cu126", "2.0\u0661+cu126", "cp311", "cp399",
+     "cp3\u0661", "none", "abi3", "cp311t", "linux_x86_64", "linux_" + "m" * 30, "win_amd64",
+     "manylinux_2_28_x86_64", "manylinux_2\u0661_28_x86_64", "manylinux_9999_1_x86_64", "1"],
+)  # fmt: skip
+
+
+@given(names=st.lists(st.lists(parts, min_size=4, max_size=5), min_size=1, max_size=3))
+@example(names=[["2.14.1+cu126", "cp311", "cp311", "linux_" + "m" * 30]])
+@example(names=[["9" * 61 + "+cu126", "cp311", "cp311", "linux_x86_64"]])
+def test_what_any_name_says_is_read_again_where_it_was_kept(names: list[list[str]]) -> None:
+    page = json_page(*("-".join(["torch", *name]) + ".whl" for name in names))
+    for build in parse_page(page, JSON, CU126):
+        assert ListedBuild.parse(str(build)) == build
+
+
 tags = st.from_regex(r"cp3\d{1,2}t?", fullmatch=True).filter(str.isascii)
 listed_builds = st.builds(
     ListedBuild,

@@ -135,6 +135,10 @@ class _Anchors(HTMLParser):
         self.ended = self.ended or tag == "html"
 
 
+# What is longer is no release; the kept listing would not read it again.
+_LONGEST_VERSION = 60
+
+
 def _torch_wheels(files: Iterable[_File]) -> Iterator[tuple[_File, Version, frozenset[Tag]]]:
     for file in files:
         if not file.name.lower().startswith("torch-"):
@@ -143,7 +147,7 @@ def _torch_wheels(files: Iterable[_File]) -> Iterator[tuple[_File, Version, froz
             name, version, _, tags = parse_wheel_filename(file.name)
         except (InvalidWheelFilename, InvalidVersion):
             continue
-        if name == "torch":
+        if name == "torch" and len(str(version)) <= _LONGEST_VERSION:
             yield file, version, tags
 
 
@@ -187,9 +191,10 @@ def _is_of(backend: Backend, version: Version, platform: str) -> bool:
 
 _PLATFORM = re.compile(
     r"(?:(?P<windows>win_(?:amd64|arm64))"
-    r"|manylinux_(?P<glibc>\d+_\d+)_(?P<modern>\w+)"
-    r"|(?P<linux>linux|manylinux1|manylinux2010|manylinux2014)_(?P<machine>\w+)"
-    r"|macosx_(?P<macos>\d+_\d+)_(?P<apple>x86_64|arm64|universal2))"
+    r"|manylinux_(?P<glibc>\d{1,3}_\d{1,3})_(?P<modern>\w{1,20})"
+    r"|(?P<linux>linux|manylinux1|manylinux2010|manylinux2014)_(?P<machine>\w{1,20})"
+    r"|macosx_(?P<macos>\d{1,3}_\d{1,3})_(?P<apple>x86_64|arm64|universal2))",
+    re.ASCII,
 )
 # PEPs 513, 571 and 599. What is called `linux` alone was built in the image of manylinux2014.
 _GLIBC = {"manylinux1": "2.5", "manylinux2010": "2.12", "manylinux2014": "2.17", "linux": "2.17"}
@@ -221,7 +226,7 @@ _NEWEST_MINOR = 16
 
 
 def _python_tags(tag: Tag) -> list[str]:
-    match = re.fullmatch(r"cp3(\d{1,2})", tag.interpreter)
+    match = re.fullmatch(r"cp3([0-9]{1,2})", tag.interpreter)
     if match is None:
         return []
     if tag.abi == "abi3":
