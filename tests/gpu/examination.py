@@ -100,7 +100,12 @@ class Examination:
             {"name": check.name, "passed": check.passed, "message": check.message}
             for check in self.checks
         ]
-        return {"schema": 1, **self.record, "checks": checks}
+        text = json.dumps({"schema": 1, **self.record, "checks": checks})
+        # A record is kept in the repository, where this machine's folders have no business.
+        for folder, name in ((sys.prefix, "<prefix>"), (str(_ROOT), "<checkout>")):
+            text = text.replace(json.dumps(folder)[1:-1], name)
+        record: dict[str, Any] = json.loads(text)
+        return record
 
 
 def examine() -> Examination:
@@ -279,9 +284,9 @@ def _words(record: Mapping[str, Any]) -> Iterable[Check]:
             message=str((record["verify hidden"]["data"] or {}).get("device")),
         )
     doctor = record["doctor"]["data"]
-    errors = [item for item in doctor["findings"] if item["severity"] == "error"]
+    errors = [item for item in doctor["problems"] if item["severity"] == "error"]
     yield Check(
         name="doctor finds no fault in a PyTorch that works",
         passed=not errors,
-        message="; ".join(item["message"] for item in errors) or "none",
+        message="; ".join(item["found"] for item in errors) or "none",
     )

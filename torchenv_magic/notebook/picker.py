@@ -7,6 +7,7 @@ in `Job`, what is known in `Status`. Nothing is fetched or changed before a clic
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["Picker"]
+
+logger = logging.getLogger(__name__)
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
@@ -125,6 +128,7 @@ class Picker:
         self._restart = Restart(shell, front_end)
         self._interrupt = Interruptible(shell)
         self._redrawn = 0.0
+        self._filled: tuple[object, ...] = ()
         self._offer: Plan | None = None
         self._built = threading.Event()
         self._looked = threading.Event()
@@ -221,6 +225,29 @@ class Picker:
         with self._drawn():
             self._fill(status)
         self._looked.set()
+        self._ask_index(status)
+
+    def _ask_index(self, before: Status) -> None:
+        """Look again with what the index says by now, and redraw where the choice is another."""
+        try:
+            status = read_status(refresh="stale")
+        except Exception as exception:  # noqa: BLE001  (what was shown before it stays right)
+            logger.info("no second look: %s", expected(exception).message)
+            return
+        selection, shown = status.selection, before.selection
+        differs = (selection.backend, selection.torch, selection.alternatives) != (
+            shown.backend,
+            shown.torch,
+            shown.alternatives,
+        )
+        with self._drawn():
+            # Never under the hand of somebody who has begun to choose.
+            if differs and self.job is None and self._fields() == self._filled:
+                self._fill(status)
+
+    def _fields(self) -> tuple[object, ...]:
+        fields = (self._choice, self._vision, self._audio, self._version, self._more)
+        return tuple(field.value for field in fields)
 
     @contextlib.contextmanager
     def _drawn(self) -> Iterator[None]:
@@ -260,6 +287,7 @@ class Picker:
             "“Show plan” tells what is downloaded, installed and replaced; nothing is changed "
             "before you press the button."
         )
+        self._filled = self._fields()
         self._arrange()
 
     def _arrange(self, *below: widgets.Widget) -> None:
