@@ -33,7 +33,14 @@ from torchenv_magic.accelerators.records import (
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.cli import main
-from torchenv_magic.doctor import Diagnosis, Problem, diagnose, diagnosis_to_json, examine
+from torchenv_magic.doctor import (
+    Diagnosis,
+    Problem,
+    diagnose,
+    diagnosis_to_json,
+    examine,
+    origin_probe,
+)
 from torchenv_magic.doctor.case import listed, stock_version
 from torchenv_magic.doctor.examination import (
     Examination,
@@ -48,6 +55,7 @@ from torchenv_magic.doctor.examination import (
 from torchenv_magic.doctor.problem import install_cure, quoted, uv_cure
 from torchenv_magic.environment import Environment, InstalledPackage, Interpreter, read_environment
 from torchenv_magic.expectation import Expectation, write_expectation
+from torchenv_magic.notebook.rendering import diagnosis_html
 from torchenv_magic.selection import Request, select
 from torchenv_magic.verification.report import Findings, ProbeRun
 
@@ -381,6 +389,13 @@ def test_files_that_are_missing(ward: Ward) -> None:
     )
 
 
+def test_compiled_files_may_be_tidied_up(ward: Ward) -> None:
+    ward.add("cpu")
+    with (ward.info() / "RECORD").open("a", encoding="utf-8") as record:
+        record.write("torch/__pycache__/gone.cpython-311.pyc,,\n")
+    assert ward.doctor().problems == ()
+
+
 def test_missing_file_that_nothing_needs_is_a_warning(ward: Ward) -> None:
     ward.add("cpu")
     (ward.site / "torchgen/__init__.py").unlink()
@@ -507,6 +522,15 @@ def test_libraries_of_two_cudas_at_one_place(ward: Ward, *, theirs_last: bool) -
     assert "library-stale" not in names(found)
 
 
+def test_library_of_two_packages_with_one_size_is_nobodys(ward: Ward) -> None:
+    """Which of them lies there can't be told by the size, and nobody is accused."""
+    ward.add("cu130")
+    ward.require("nvidia-cudnn-cu13==9.13")
+    with_cudnn(ward, "cu13", "9.13", b"13")
+    with_cudnn(ward, "cu12", "9.10", b"12")
+    assert "library-overwritten" not in names(ward.doctor(gpu()))
+
+
 # ---------------------------------------------------------------------------- folders of libraries
 
 
@@ -568,6 +592,7 @@ def test_library_path_without_a_library_of_the_builds_is_fine(ward: Ward, tmp_pa
     ward.environ[library_variable()] = os.pathsep.join(folders)
     found = ward.doctor(gpu())
     assert "library-path" not in names(found)
+    assert not any("loads its own" in note for note in found.notes)
     assert "2 folders that are searched for libraries first" in found.checked
 
 
@@ -620,13 +645,20 @@ def test_torch_of_another_place_where_none_is_installed(ward: Ward) -> None:
     assert f"`import torch` takes `{Path.cwd() / 'torch.py'}`" in found.problems[0].found
 
 
-def test_module_beside_the_doctor_is_not_taken_for_one_of_that_python(ward: Ward) -> None:
-    """The probe's own folder is first on the path of a script, and must not be looked into."""
+def test_folder_of_the_probe_itself_is_not_looked_into(ward: Ward, tmp_path: Path) -> None:
+    """It is first on the path of a script, and not on that of the Python which is asked about."""
     ward.add("cpu")
-    origin = ward.examine().origin
-    assert origin is not None
-    assert origin.is_installed
-    assert origin.path == str(ward.site / "torch/__init__.py")
+    probe = shutil.copy(origin_probe.__file__, tmp_path)
+    (tmp_path / "torch.py").touch()
+    run = subprocess.run(
+        [str(ward.examine().environment.interpreter.executable), probe],
+        input='{"extra": []}\n',
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer = json.loads(run.stdout.splitlines()[-1])
+    assert answer["origin"] == str(ward.site / "torch/__init__.py")
 
 
 # ------------------------------------------------------------------------------------- the import
@@ -904,6 +936,7 @@ def test_apple_silicon_with_the_ordinary_wheel_is_healthy() -> None:
     ("version", "backend"),
     [
         ("2.7.0a0+gitabc1234", "cu126"),
+        ("2.7.0a0", "cu126"),
         ("2.9.0a0+145a3a7bda.nv25.10", "cu130"),
         ("2.5.0a0+872d972e41.nv24.08", "cu126"),
         ("2.6.0+debian", "cpu"),
@@ -1092,10 +1125,27 @@ def test_text_and_json_say_the_same(ward: Ward) -> None:
         "checked",
         "unchecked",
         "notes",
+        "detail",
     ]
     assert data["healthy"] is False
     assert (data["torch"], data["backend"]) == ("2.13.0+cpu", "cpu")
     assert list(data["problems"][0]) == ["name", "severity", "found", "meaning", "cure"]
+
+
+def test_table_escapes_what_comes_from_outside() -> None:
+    failed = replace(WORKS, torch_version=None, import_failure="ImportError: <script>`x`")
+    run = ProbeRun(findings=failed, stage="done", detail="<b>stack</b>")
+    html = diagnosis_html(judged(replace(seen(), run=run), host(gpu())))
+    assert "<script>" not in html
+    assert "<b>stack" not in html
+    assert "<span class='torchenv-bad'>Error</span>" in html
+    assert "<code>!uv pip install --reinstall-package=torch" in html
+
+
+def test_what_an_interrupted_install_left_is_told() -> None:
+    found = judged(seen(findings=on_gpu(A4000), recovered="An install was put back"), host(gpu()))
+    assert found.problems == ()
+    assert "An install was put back" in found.notes
 
 
 def test_command_ends_with_1_where_an_error_was_found_and_0_where_none(
@@ -1107,10 +1157,12 @@ def test_command_ends_with_1_where_an_error_was_found_and_0_where_none(
     (ward.site / "~orch").mkdir()
     assert main(["doctor", "--python", str(ward.prefix)]) == 0
     (ward.site / "torch/version.py").unlink()
+    (Path.cwd() / "torch.py").touch()
     assert main(["doctor", "--python", str(ward.prefix)]) == 1
     said = capsys.readouterr()
     assert "%torchenv" not in said.out
     assert "`!" not in said.out
+    assert f"Cure         give `{Path.cwd() / 'torch.py'}` another name\n" in said.out
     assert "`uv pip install --reinstall-package=torch" in said.out
     assert said.err == ""
 

@@ -23,6 +23,7 @@ from tests.kernels import PROJECT_ROOT
 from tests.standin import StandIn
 from tests.workplace import Workplace
 from torchenv_magic.builds.cache_folder import listing_file
+from torchenv_magic.doctor import Diagnosis
 from torchenv_magic.errors import RequestError, SelectionError, TorchEnvError, VerificationError
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.selection import Selection
@@ -149,13 +150,14 @@ def test_unloading_undoes_everything(bare_shell: InteractiveShell) -> None:
 # ----------------------------------------------------------------------------------------- reading
 
 
-def test_status_list_and_plan_return_records_with_text_and_a_table(
+def test_words_that_read_return_records_with_text_and_a_table(
     shell: InteractiveShell,
     standin_in_reach: StandIn,  # noqa: ARG001
 ) -> None:
     for word, kind, beginning in (
         ("status", Status, "accelerator "),
         ("list cpu", Selection, "cpu with torch "),
+        ("doctor", Diagnosis, "Found 1 error\nEnvironment  "),
         ("plan cpu", Plan, "CPU only (cpu) — asked for"),
     ):
         result, captured = run(shell, f"record = %torchenv {word}")

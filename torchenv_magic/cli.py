@@ -284,6 +284,7 @@ _IN_A_TERMINAL = (
                    r"kernel"),
         r"name \1 with `--python`",
     ),
+    (re.compile(r", and restart the kernel\b"), ""),
     (re.compile(r"the folded log has all that uv said"), "all that uv said stands above"),
 )  # fmt: skip
 

@@ -42,6 +42,8 @@ class Diagnosis:
     unchecked: tuple[str, ...]
     """What could not be known, and why."""
     notes: tuple[str, ...]
+    detail: str = ""
+    """The end of what a child process that failed wrote to stderr."""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -131,6 +133,7 @@ def diagnose(
         checked=tuple(dict.fromkeys(remarks.checked)),
         unchecked=tuple(dict.fromkeys(remarks.unchecked)),
         notes=tuple(dict.fromkeys(remarks.notes)),
+        detail=examination.run.detail if examination.run else "",
     )
 
 

@@ -355,6 +355,16 @@ def _reason(case: Case, said: str) -> tuple[str, str]:
     for pattern, meaning, cure in _CUDA_WORDS:
         if re.search(pattern, said, re.IGNORECASE):
             return meaning, cure
+    if case.backend is not None and case.backend.kind == "rocm":
+        return (
+            "this user may not open `/dev/kfd`, or no driver is behind it",
+            "`sudo usermod -aG render,video $USER`, and sign in anew",
+        )
+    if case.backend is not None and case.backend.kind == "xpu":
+        return (
+            "Intel's driver for computing (Level Zero) is missing, or this user may not use it",
+            "install Intel's GPU driver with Level Zero, and sign in anew",
+        )
     if case.examination.uvm_missing:
         return (
             "the device node `/dev/nvidia-uvm`, which CUDA needs, is missing",
@@ -379,11 +389,6 @@ def _reason(case: Case, said: str) -> tuple[str, str]:
             "CUDA can't start, as it happens after the machine has slept",
             "`sudo rmmod nvidia_uvm && sudo modprobe nvidia_uvm`",
         )
-    if case.backend is not None and case.backend.kind == "rocm":
-        return (
-            "this user may not open `/dev/kfd`, or no driver is behind it",
-            "`sudo usermod -aG render,video $USER`, and sign in anew",
-        )
     return (
         "the driver does not answer CUDA",
         "`nvidia-smi` in a terminal says more; restart the machine where it fails too",
@@ -393,6 +398,9 @@ def _reason(case: Case, said: str) -> tuple[str, str]:
 def _fewer(case: Case, mine: tuple[Accelerator, ...]) -> Iterator[Problem]:
     seen = case.findings
     if seen is None or seen.device in (None, "cpu") or _overridden(mine):
+        return
+    # AMD's integrated GPUs are counted here, and mostly not by ROCm.
+    if case.backend is None or case.backend.kind != "cuda":
         return
     if not 0 < len(seen.devices) < len(mine):
         return
@@ -404,9 +412,7 @@ def _fewer(case: Case, mine: tuple[Accelerator, ...]) -> Iterator[Problem]:
         severity="warning",
         found=f"{len(mine)} GPUs are here, and PyTorch sees {len(seen.devices)}",
         meaning="the others stay unused; one may be in an error state, or be shared in parts (MIG)",
-        cure="`nvidia-smi` in a terminal says more"
-        if case.backend and case.backend.kind == "cuda"
-        else "`rocminfo` in a terminal says more",
+        cure="`nvidia-smi` in a terminal says more",
     )
 
 

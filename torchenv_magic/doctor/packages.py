@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.doctor.case import Case, Remarks, listed
 from torchenv_magic.doctor.examination import applies
-from torchenv_magic.doctor.problem import Problem, Severity, install_cure
+from torchenv_magic.doctor.problem import Problem, Severity, install_cure, quoted
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     InstalledPackage,
@@ -122,7 +122,7 @@ def _files(case: Case, remarks: Remarks) -> Iterator[Problem]:
 def _anew(case: Case, names: list[str], *, torch_too: bool) -> str:
     """Return the run of uv that links the packages' files anew, each in the version it has."""
     if case.torch is not None and case.torch.installer == "conda" and torch_too:
-        prefix = case.examination.environment.prefix
+        prefix = quoted(str(case.examination.environment.prefix))
         return f"`conda install --prefix {prefix} --force-reinstall pytorch`"
     environment = case.examination.environment
     packages = []

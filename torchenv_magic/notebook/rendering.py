@@ -281,7 +281,8 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
         word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
         rows.append((word, words_html(text)))
     title = f"<p class='torchenv-title torchenv-{tone}'>{escape(diagnosis.title)}</p>"
-    return _block(title, facts_html(rows))
+    detail = log_html(diagnosis.detail.splitlines(), title="what Python said")
+    return _block(title, facts_html(rows), detail)
 
 
 _RENDERERS: dict[type, Any] = {
