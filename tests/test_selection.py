@@ -717,7 +717,8 @@ def test_selection_reads_well_in_a_terminal() -> None:
         "  cpu        2.14.1   runs on any machine, without a GPU",
         "",
     ]
-    assert text.splitlines()[-2:] == ["warning", f"  {machine.warnings[0]}"]
+    assert text.splitlines()[-4:-1] == ["warning", f"  {machine.warnings[0]}", ""]
+    assert text.splitlines()[-1].startswith("builds as of 20")
     assert "\n  rocm7.14   -        uv 0.13.9 does not know this backend\n" in text
     assert str(Request(requirements=("torch", "torchvision"))) == (
         "torch torchvision for the best backend"

@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from typing import Any, Iterator  # noqa: UP035  (collections.abc's can't be subscripted in 3.8)
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_interpreter"]
 
 # PEP 508's names. pip leaves `~orch-2.13.0.dist-info` behind when an uninstall is interrupted.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -29,11 +29,7 @@ def describe() -> dict[str, Any]:
     purelib = sysconfig.get_path("purelib")
     platlib = sysconfig.get_path("platlib")
     return {
-        "executable": sys.executable,
-        # `3.12.0rc1`, `3.11.2+` (a build from between two releases, as Debian's once were)
-        "version": sys.version.split()[0].rstrip("+"),
-        "implementation": sys.implementation.name,
-        "free_threaded": _free_threaded(),
+        **describe_interpreter(),
         "kind": _kind(),
         "prefix": sys.prefix,
         "site_packages": purelib,
@@ -43,6 +39,17 @@ def describe() -> dict[str, Any]:
         "externally_managed": _externally_managed(),
         "free_bytes": shutil.disk_usage(_existing(platlib)).free,
         "packages": list(_packages(purelib, platlib)),
+    }
+
+
+def describe_interpreter() -> dict[str, Any]:
+    """Return what this interpreter is, of which nothing has to be read from the disk."""
+    return {
+        "executable": sys.executable,
+        # `3.12.0rc1`, `3.11.2+` (a build from between two releases, as Debian's once were)
+        "version": sys.version.split()[0].rstrip("+"),
+        "implementation": sys.implementation.name,
+        "free_threaded": _free_threaded(),
     }
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torchenv_magic.installation.plan import Plan
     from torchenv_magic.installation.progress import Event
     from torchenv_magic.installation.uv import Cancellation
-    from torchenv_magic.status import Status
+    from torchenv_magic.selection import Selection
     from torchenv_magic.verification import Verification
 
 __all__ = ["main"]
@@ -79,20 +79,25 @@ def _run(texts: Sequence[str]) -> int:
 # ------------------------------------------------------------------------------------- the words
 
 
-def _look(words: Words) -> Status:
-    from torchenv_magic.status import read_status
+def _refresh(words: Words) -> Refresh:
+    return "always" if words.refresh else "never"
 
-    refresh: Refresh = "always" if words.refresh else "never"
-    return read_status(words.request, python=words.python, refresh=refresh)
+
+def _selection(words: Words) -> Selection:
+    from torchenv_magic.status import read_selection
+
+    return read_selection(words.request, python=words.python, refresh=_refresh(words))
 
 
 def _status(words: Words) -> int:
-    status = _look(words)
+    from torchenv_magic.status import read_status
+
+    status = read_status(words.request, python=words.python, refresh=_refresh(words))
     return _print(words, str(status), to_json(status))
 
 
 def _list(words: Words) -> int:
-    selection = _look(words).selection
+    selection = _selection(words)
     return _print(words, str(selection), to_json(selection.alternatives))
 
 
@@ -106,7 +111,7 @@ def _detect(words: Words) -> int:
 def _select(words: Words) -> int:
     from torchenv_magic.selection import selection_to_json
 
-    selection = _look(words).selection
+    selection = _selection(words)
     return _print(words, str(selection), selection_to_json(selection))
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "installed_backend",
     "is_satellite",
     "read_environment",
+    "read_interpreter",
     "run_interpreter",
     "shown_path",
 ]
@@ -145,15 +146,32 @@ def read_environment(python: Path | None = None) -> Environment:
     return _environment(_ask(_find_interpreter(python)))
 
 
+def read_interpreter(python: Path | None = None) -> Interpreter:
+    """Return the interpreter alone: of the running one, nothing has to be read from the disk.
+
+    Raises
+    ------
+    TargetError
+        There is no such interpreter, or it can't be described.
+    """
+    if python is None and sys.executable:
+        return _interpreter(_environment_probe.describe_interpreter())
+    return read_environment(python).interpreter
+
+
+def _interpreter(description: dict[str, Any]) -> Interpreter:
+    return Interpreter(
+        executable=Path(description["executable"]),
+        version=description["version"],
+        implementation=description["implementation"],
+        free_threaded=description["free_threaded"],
+    )
+
+
 def _environment(description: dict[str, Any]) -> Environment:
     # Field by field: `from_json` resolves the annotations again for each package (18 ms for 130).
     return Environment(
-        interpreter=Interpreter(
-            executable=Path(description["executable"]),
-            version=description["version"],
-            implementation=description["implementation"],
-            free_threaded=description["free_threaded"],
-        ),
+        interpreter=_interpreter(description),
         kind=description["kind"],
         prefix=Path(description["prefix"]),
         site_packages=Path(description["site_packages"]),

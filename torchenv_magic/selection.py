@@ -9,7 +9,6 @@ the newest backend.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,7 +102,7 @@ class Selection:
         ):
             if items:
                 lines += ["", title, *(f"  {item}" for item in items)]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", str(self.catalog)])
 
 
 def parse_backend(text: str, catalog: Catalog) -> Backend | None:
@@ -132,6 +131,7 @@ _OTHER_WORDS = {"amd": "auto", "cuda": "auto", "gpu": "auto", "mps": "cpu", "roc
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that `word` was meant to be: the likest, then the nearest number."""
+    import difflib
 
     def number(text: str) -> int:
         return int("".join(filter(str.isdecimal, text))[:6] or 0)

@@ -10,12 +10,18 @@ from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import CurrentCatalog, Refresh
-from torchenv_magic.environment import Environment, installed_backend, read_environment
+from torchenv_magic.environment import (
+    Environment,
+    Interpreter,
+    installed_backend,
+    read_environment,
+    read_interpreter,
+)
 from torchenv_magic.errors import InstallError, TargetError
 from torchenv_magic.installation.locking import state_directory
 from torchenv_magic.selection import Request, Selection, select
 
-__all__ = ["Status", "read_repaired", "read_status", "verdict"]
+__all__ = ["Status", "read_repaired", "read_selection", "read_status", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +116,7 @@ def read_status(
     current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
     environment, recovered, unrepaired = read_repaired(python)
     host = detect()
-    catalog, note = current.read()
-    selection = select(
-        host, request, interpreter=environment.interpreter, catalog=catalog, environ=os.environ
-    )
-    if note:
-        selection = replace(selection, warnings=(*selection.warnings, note))
+    selection = _select(host, request, environment.interpreter, current)
     return Status(
         host=host,
         environment=environment,
@@ -124,6 +125,31 @@ def read_status(
         recovered=recovered,
         unrepaired=unrepaired,
     )
+
+
+def read_selection(
+    request: Request | None = None, *, python: Path | None = None, refresh: Refresh = "never"
+) -> Selection:
+    """Select for `request` without a look at what is installed; `refresh` as in `read_status`.
+
+    Raises
+    ------
+    TargetError, RequestError
+    """
+    platform = read_platform(environ=os.environ)
+    current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
+    interpreter = read_interpreter(python)
+    return _select(detect(), request or Request(), interpreter, current)
+
+
+def _select(
+    host: Host, request: Request, interpreter: Interpreter, current: CurrentCatalog
+) -> Selection:
+    catalog, note = current.read()
+    selection = select(host, request, interpreter=interpreter, catalog=catalog, environ=os.environ)
+    if note:
+        selection = replace(selection, warnings=(*selection.warnings, note))
+    return selection
 
 
 def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, str | None]:

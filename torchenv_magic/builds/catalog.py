@@ -41,7 +41,7 @@ class CatalogOrigin:
     source: str
 
     def __str__(self) -> str:
-        return f"catalog of {self.as_of}, {self.source}"
+        return f"builds as of {self.as_of}: {self.source}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.index import Failure
     from torchenv_magic.builds.index_cache import Cached
 
-__all__ = ["CurrentCatalog", "Refresh", "backends_to_ask"]
+__all__ = ["CurrentCatalog", "Refresh", "backends_to_ask", "is_stale"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,16 @@ def backends_to_ask(
     if refresh == "never" or _is_offline(environ):
         return ()
     return candidates if refresh == "always" else stale_backends(cached, candidates, now=now)
+
+
+def is_stale(wheel_platform: str, environ: Mapping[str, str]) -> bool:
+    """Return whether `stale` would ask the index for anything now."""
+    from torchenv_magic.builds.index import candidate_backends
+    from torchenv_magic.builds.index_cache import read_cache
+
+    cached = read_cache(listing_file(environ))
+    candidates = candidate_backends(load_catalog(), wheel_platform)
+    return bool(backends_to_ask("stale", cached, candidates, now=int(time.time()), environ=environ))
 
 
 def _is_offline(environ: Mapping[str, str]) -> bool:

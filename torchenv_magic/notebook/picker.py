@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.builds.current import is_stale
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
 from torchenv_magic.expectation import read_expectation
@@ -229,6 +231,8 @@ class Picker:
 
     def _ask_index(self, before: Status) -> None:
         """Look again with what the index says by now, and redraw where the choice is another."""
+        if not is_stale(before.host.platform.wheel_platform, os.environ):
+            return
         try:
             status = read_status(refresh="stale")
         except Exception as exception:  # noqa: BLE001  (what was shown before it stays right)

@@ -189,7 +189,7 @@ def selection_html(selection: Selection) -> str:
     return _block(
         alternatives_html(selection.alternatives, selection.backend),
         *(f"<p class='torchenv-warn'>{words_html(w)}</p>" for w in selection.warnings),
-        f"<p class='torchenv-quiet'>catalog of {escape(selection.catalog.as_of)}</p>",
+        f"<p class='torchenv-quiet'>{escape(str(selection.catalog))}</p>",
     )
 
 
