@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -808,8 +809,10 @@ def test_nodes_that_may_not_be_read_are_gpus_that_were_not_passed_on(tmp_path: P
     kfd_node(tmp_path, 1, machine_text("kfd-gfx1100"), machine_text("kfd-memory-24g"))
     write(tmp_path, "dev/kfd")
     (tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties").chmod(0)
+    temporary = Path(tempfile.gettempdir())
     for folder in [tmp_path, *tmp_path.parents]:
-        if folder.is_relative_to(tmp_path.parent.parent):
+        # pytest makes them for one's own eyes; how many there are depends on who runs it.
+        if folder != temporary and folder.is_relative_to(temporary):
             folder.chmod(0o755)
 
     # As somebody else, because root may read everything.

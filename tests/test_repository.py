@@ -38,7 +38,7 @@ FLOORS = (
     {"errors"},
     {"serialization", "web"},
     {"accelerators", "_environment_probe"},
-    {"builds"},
+    {"builds", "interpreter"},
     {"environment"},
     {"selection", "expectation"},
     {"installation", "verification", "words"},

@@ -9,12 +9,9 @@ another one. What it returns is JSON's own types: parsing it into records is the
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shutil
 import sys
-import sysconfig
 from typing import Any, Iterator  # noqa: UP035  (collections.abc's can't be subscripted in 3.8)
 
 __all__ = ["describe", "describe_interpreter"]
@@ -26,6 +23,11 @@ _EXTRA = re.compile(r";.*\bextra\b")
 
 def describe() -> dict[str, Any]:
     """Return what this interpreter is, where it installs, and what is installed there."""
+    # Not above: who asks for the interpreter alone pays for none of them.
+    import importlib.util
+    import shutil
+    import sysconfig
+
     purelib = sysconfig.get_path("purelib")
     platlib = sysconfig.get_path("platlib")
     return {
@@ -56,6 +58,8 @@ def describe_interpreter() -> dict[str, Any]:
 def _free_threaded() -> bool:
     flags = getattr(sys, "abiflags", None)  # Windows has none before 3.14
     if flags is None:
+        import sysconfig
+
         return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     return "t" in flags
 
@@ -127,6 +131,8 @@ def _externally_managed() -> str | None:
     """Return what EXTERNALLY-MANAGED says (PEP 668), None where it is absent or doesn't bind."""
     if sys.prefix != sys.base_prefix:  # a virtual environment is its owner's
         return None
+    import sysconfig
+
     path = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
     if not os.path.isfile(path):
         return None

@@ -24,6 +24,7 @@ from packaging.version import InvalidVersion, Version
 from torchenv_magic import _environment_probe
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.errors import TargetError
+from torchenv_magic.interpreter import Interpreter, interpreter_of, running_interpreter
 
 __all__ = [
     "FAMILY_MEMBERS",
@@ -42,7 +43,6 @@ __all__ = [
     "installed_backend",
     "is_satellite",
     "read_environment",
-    "read_interpreter",
     "run_interpreter",
     "shown_path",
 ]
@@ -50,27 +50,6 @@ __all__ = [
 EnvironmentKind = Literal["venv", "uv venv", "conda", "system"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interpreter:
-    executable: Path
-    version: str
-    """Full version: `3.11.7`."""
-    implementation: str
-    """`cpython`, `pypy`: `sys.implementation.name`."""
-    free_threaded: bool = False
-
-    @property
-    def tag(self) -> str:
-        """The wheel tag of the interpreter and its ABI in one word: `cp311`, `cp314t`."""
-        major, minor = self.version.split(".")[:2]
-        prefix = {"cpython": "cp", "pypy": "pp"}.get(self.implementation, self.implementation)
-        return f"{prefix}{major}{minor}{'t' if self.free_threaded else ''}"
-
-    def __str__(self) -> str:
-        name = {"cpython": "Python", "pypy": "PyPy"}.get(self.implementation, self.implementation)
-        return f"{name} {self.version}{' free-threaded' if self.free_threaded else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,41 +116,15 @@ def read_environment(python: Path | None = None) -> Environment:
         There is no such interpreter, or it can't be described.
     """
     if python is None:
-        if not sys.executable:
-            raise TargetError(
-                "This Python is embedded in another program and has no executable of its own",
-                hint="name the interpreter to install into with `--python PATH`",
-            )
+        running_interpreter()
         return _environment(_environment_probe.describe())
     return _environment(_ask(_find_interpreter(python)))
-
-
-def read_interpreter(python: Path | None = None) -> Interpreter:
-    """Return the interpreter alone: of the running one, nothing has to be read from the disk.
-
-    Raises
-    ------
-    TargetError
-        There is no such interpreter, or it can't be described.
-    """
-    if python is None and sys.executable:
-        return _interpreter(_environment_probe.describe_interpreter())
-    return read_environment(python).interpreter
-
-
-def _interpreter(description: dict[str, Any]) -> Interpreter:
-    return Interpreter(
-        executable=Path(description["executable"]),
-        version=description["version"],
-        implementation=description["implementation"],
-        free_threaded=description["free_threaded"],
-    )
 
 
 def _environment(description: dict[str, Any]) -> Environment:
     # Field by field: `from_json` resolves the annotations again for each package (18 ms for 130).
     return Environment(
-        interpreter=_interpreter(description),
+        interpreter=interpreter_of(description),
         kind=description["kind"],
         prefix=Path(description["prefix"]),
         site_packages=Path(description["site_packages"]),

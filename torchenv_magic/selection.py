@@ -9,14 +9,12 @@ the newest backend.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from torchenv_magic.accelerators.records import Accelerator, Host, Platform, Vendor
@@ -28,9 +26,14 @@ from torchenv_magic.builds.catalog import (
     driver_number,
     load_catalog,
 )
-from torchenv_magic.environment import Interpreter
 from torchenv_magic.errors import RequestError
+from torchenv_magic.interpreter import Interpreter
 from torchenv_magic.serialization import to_json
+
+# Imported where a requirement says more than a name: a third of the time of `torchenv select`.
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
 __all__ = [
     "Alternative",
@@ -152,6 +155,8 @@ def parse_requirement(text: str) -> Requirement:
     RequestError
         `text` is malformed.
     """
+    from packaging.requirements import InvalidRequirement, Requirement
+
     try:
         return Requirement(text)
     except InvalidRequirement as error:
@@ -233,7 +238,7 @@ _SYSTEM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 class _Demand:
     """What the requirements ask of torch: its own versions, and those of what goes with it."""
 
-    torch: SpecifierSet = field(default_factory=SpecifierSet)
+    torch: SpecifierSet | None = None
     companions: tuple[tuple[str, SpecifierSet], ...] = ()
 
     def __bool__(self) -> bool:
@@ -241,12 +246,13 @@ class _Demand:
 
     def __str__(self) -> str:
         companions = [f"{name}{specifier}" for name, specifier in self.companions]
-        return " with ".join([f"torch{self.torch}", *companions])
+        return " with ".join([f"torch{self.torch or ''}", *companions])
 
     def admits(self, torch: Version, local: str | None = None) -> bool:
         """Return whether that release will do; `local` is the part after `+` that its wheel has."""
         suffix = f"+{local}" if local else ""
-        return self.torch.contains(f"{torch}{suffix}", prereleases=True) and all(
+        own = self.torch
+        return (own is None or own.contains(f"{torch}{suffix}", prereleases=True)) and all(
             any(
                 specifier.contains(f"{series}.{patch}{suffix}", prereleases=True)
                 for patch in range(_PATCH_RELEASES)
@@ -936,6 +942,10 @@ def _exclusion(
     return f"torch<{major}.{minor}"
 
 
+# A name alone, as PEP 508 has it.
+_BARE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
 def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
     """Return what the requirements demand of torch, all together."""
     version = interpreter.version
@@ -944,11 +954,18 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
         "python_full_version": version,
     }
     demands: dict[str, SpecifierSet] = {}
-    for requirement in map(parse_requirement, requirements):
+    for text in requirements:
+        if _BARE_NAME.fullmatch(text):
+            continue  # demands nothing of a version
+        from packaging.utils import canonicalize_name
+
+        requirement = parse_requirement(text)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = canonicalize_name(requirement.name)
-            demands[name] = demands.get(name, SpecifierSet()) & requirement.specifier
+            there = demands.get(name)
+            demand = requirement.specifier
+            demands[name] = demand if there is None else there & demand
     return _Demand(
-        torch=demands.get("torch", SpecifierSet()),
+        torch=demands.get("torch"),
         companions=tuple((name, demands[name]) for name in _COMPANION_SERIES if demands.get(name)),
     )

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import CurrentCatalog, Refresh
-from torchenv_magic.environment import (
-    Environment,
-    Interpreter,
-    installed_backend,
-    read_environment,
-    read_interpreter,
-)
 from torchenv_magic.errors import InstallError, TargetError
-from torchenv_magic.installation.locking import state_directory
+from torchenv_magic.interpreter import Interpreter, running_interpreter
 from torchenv_magic.selection import Request, Selection, select
+
+# A selection takes no look at what is installed, which is most of what a status takes.
+if TYPE_CHECKING:
+    from torchenv_magic.environment import Environment
 
 __all__ = ["Status", "read_repaired", "read_selection", "read_status", "verdict"]
 
@@ -117,6 +115,8 @@ def read_status(
     environment, recovered, unrepaired = read_repaired(python)
     host = detect()
     selection = _select(host, request, environment.interpreter, current)
+    from torchenv_magic.environment import installed_backend
+
     return Status(
         host=host,
         environment=environment,
@@ -138,8 +138,16 @@ def read_selection(
     """
     platform = read_platform(environ=os.environ)
     current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
-    interpreter = read_interpreter(python)
+    interpreter = _interpreter(python)
     return _select(detect(), request or Request(), interpreter, current)
+
+
+def _interpreter(python: Path | None) -> Interpreter:
+    if python is None:
+        return running_interpreter()
+    from torchenv_magic.environment import read_environment
+
+    return read_environment(python).interpreter
 
 
 def _select(
@@ -163,6 +171,9 @@ def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, 
     TargetError
         There is no such interpreter.
     """
+    from torchenv_magic.environment import read_environment
+    from torchenv_magic.installation.locking import state_directory
+
     environment = read_environment(python)
     # Every install begins with this folder, and nothing is to be repaired where none began. What
     # repairs is also slow to import: half of the time of `torchenv select`.

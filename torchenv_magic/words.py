@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from packaging.utils import canonicalize_name
-
 from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.errors import RequestError
 from torchenv_magic.selection import Request, parse_backend, parse_requirement
@@ -221,8 +219,8 @@ def parse_request(what: Sequence[str], *, backend: str | None = None) -> Request
             hint="name one of them",
         )
     chosen = parse_backend(named[0], load_catalog()) if named else None
-    names = [canonicalize_name(parse_requirement(text).name) for text in texts]
-    requirements = tuple(texts) if "torch" in names else ("torch", *texts)
+    has_torch = any(parse_requirement(text).name.lower() == "torch" for text in texts)
+    requirements = tuple(texts) if has_torch else ("torch", *texts)
     return Request(backend=chosen, requirements=requirements)
 
 

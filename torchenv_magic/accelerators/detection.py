@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torchenv_magic.accelerators.amd import amd_part, read_amd
 from torchenv_magic.accelerators.apple import (
     apple_accelerators,
     apple_findings,
     read_translated,
 )
-from torchenv_magic.accelerators.intel import intel_report, read_intel
 from torchenv_magic.accelerators.nvidia import nvidia_part, read_kernel, read_nvidia
 from torchenv_magic.accelerators.platform import read_platform
-from torchenv_magic.accelerators.probing import Probe, Report, read_pci_cards
+from torchenv_magic.accelerators.probing import (
+    PciCard,
+    Probe,
+    Report,
+    find_program,
+    read_pci_cards,
+)
 from torchenv_magic.accelerators.records import Accelerator, Finding, Host
-from torchenv_magic.accelerators.windows import adapters_report, read_adapters
 
 __all__ = ["apply_overrides", "detect", "visibility_findings"]
 
@@ -41,46 +45,47 @@ def detect(
         lambda: read_nvidia(root=root, environ=environ, timeout_seconds=bound),
     )
     kernel_probe = Probe("the NVIDIA driver's kernel files", lambda: read_kernel(root))
-    amd_probe = Probe(
-        "the AMD driver",
-        lambda: read_amd(root=root, environ=environ, timeout_seconds=bound),
-    )
     cards_probe = Probe("the PCI bus", lambda: read_pci_cards(root))
+
+    def cards_soon() -> tuple[PciCard, ...]:
+        # Half of the time is left for who goes on without them.
+        return cards_probe.answer(timeout_seconds=bound / 2)[0] or ()
+
     # One a vendor that needs nothing but its own reading.
+    amd_probe = Probe("the AMD driver", lambda: _read_amd(cards_soon(), root, environ, bound))
     other_probes = [
-        Probe("Intel's graphics", lambda: intel_report(read_intel(root, environ))),
+        Probe("Intel's graphics", lambda: _read_intel(cards_soon(), root, environ)),
     ]
-    # What lies below another root is no Windows, whatever runs the tests.
-    adapters_probe = Probe(
-        "Windows' list of devices", read_adapters if root == Path("/") else tuple
-    )
     platform = read_platform(root=root, environ=environ, timeout_seconds=bound)
 
     nvidia_answer, nvidia_failure = nvidia_probe.answer(timeout_seconds=bound)
     kernel, kernel_failure = kernel_probe.answer(timeout_seconds=bound)
-    amd_answer, amd_failure = amd_probe.answer(timeout_seconds=bound)
     cards, cards_failure = cards_probe.answer(timeout_seconds=bound)
-    adapters, adapters_failure = adapters_probe.answer(timeout_seconds=bound)
+    amd, amd_failure = amd_probe.answer(timeout_seconds=bound)
     others = [probe.answer(timeout_seconds=bound) for probe in other_probes]
 
     nvidia = nvidia_part(
         nvidia_answer or Report(), kernel, cards or (), failed=nvidia_failure is not None
     )
-    amd = amd_answer or Report()
     # Where an NVIDIA GPU is the one to compute on, an AMD card that is none is no news.
-    if amd_failure is None and not nvidia.accelerators:
-        amd = amd_part(amd, cards or ())
-    reports = [nvidia, amd, *(report for report, _ in others if report is not None)]
-    reports.append(adapters_report(adapters or (), nvidia=bool(nvidia.accelerators)))
+    if amd is not None and not nvidia.accelerators:
+        amd = _with_amd_cards(amd, cards or ())
+    reports = [nvidia, *(report for report in (amd, *(one for one, _ in others)) if report)]
+    failures = [nvidia_failure, kernel_failure, amd_failure, cards_failure]
+    failures += [failure for _, failure in others]
+    # What lies below another root is no Windows, whatever runs the tests.
+    if sys.platform == "win32" and root == Path("/"):
+        adapters_probe = Probe(
+            "Windows' list of devices", lambda: _read_windows(nvidia=bool(nvidia.accelerators))
+        )
+        adapters, adapters_failure = adapters_probe.answer(timeout_seconds=bound)
+        reports.append(adapters or Report())
+        failures.append(adapters_failure)
     reports.append(
         Report(
             accelerators=apple_accelerators(platform),
             findings=apple_findings(platform, translated=read_translated(platform)),
         )
-    )
-    failures = (
-        *(nvidia_failure, kernel_failure, amd_failure, cards_failure, adapters_failure),
-        *(failure for _, failure in others),
     )
     found = tuple(accelerator for report in reports for accelerator in report.accelerators)
     host = Host(
@@ -93,6 +98,48 @@ def detect(
         ),
     )
     return apply_overrides(host, environ)
+
+
+# A vendor's module is imported where something hints at its devices: most hosts have one vendor's,
+# and the imports would be the larger part of a look at the others.
+
+
+def _read_amd(
+    cards: tuple[PciCard, ...], root: Path, environ: Mapping[str, str], timeout_seconds: float
+) -> Report:
+    folders = sorted(root.glob("opt/rocm*/bin"))
+    program = find_program("rocm_agent_enumerator", environ=environ, folders=folders)
+    if not (_has_amd(cards) or program or (root / "sys/class/kfd").exists()):
+        return Report()
+    from torchenv_magic.accelerators.amd import read_amd
+
+    return read_amd(root=root, environ=environ, timeout_seconds=timeout_seconds)
+
+
+def _with_amd_cards(report: Report, cards: tuple[PciCard, ...]) -> Report:
+    if not _has_amd(cards):
+        return report
+    from torchenv_magic.accelerators.amd import amd_part
+
+    return amd_part(report, cards)
+
+
+def _has_amd(cards: tuple[PciCard, ...]) -> bool:
+    return any(card.vendor == "0x1002" for card in cards)
+
+
+def _read_intel(cards: tuple[PciCard, ...], root: Path, environ: Mapping[str, str]) -> Report:
+    if not any(card.vendor == "0x8086" for card in cards):
+        return Report()
+    from torchenv_magic.accelerators.intel import intel_report, read_intel
+
+    return intel_report(read_intel(root, environ))
+
+
+def _read_windows(*, nvidia: bool) -> Report:
+    from torchenv_magic.accelerators.windows import adapters_report, read_adapters
+
+    return adapters_report(read_adapters(), nvidia=nvidia)
 
 
 def visibility_findings(

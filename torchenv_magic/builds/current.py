@@ -6,7 +6,6 @@ What takes a listing is imported only where there is one, or one is asked for.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.index_cache import Cached
 
 __all__ = ["CurrentCatalog", "Refresh", "backends_to_ask", "is_stale"]
-
-logger = logging.getLogger(__name__)
 
 Refresh = Literal["never", "stale", "always"]
 
@@ -114,6 +111,9 @@ class CurrentCatalog:
             listings, failures = self._asking.finish()
             cached = merged(cached, listings, failures)
             write_cache(self._file, cached)
+            import logging
+
+            logger = logging.getLogger(__name__)
             for failure in failures:
                 logger.info("no listing of %s: %s", failure.backend, failure.reason)
         now = int(time.time())
