@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring import BenchmarkError, Comparison, Goal, Series, take_turns
+from benchmarks.peers import make_peers, uv_of
 from benchmarks.stage import Stage, run_program
-from tests.browser.kernel_environment import PROJECT_ROOT, interpreter_of, run_uv
+from tests.browser.kernel_environment import PROJECT_ROOT
 from tests.standin import StandIn, make_family
 
 __all__ = ["measure"]
@@ -35,7 +36,7 @@ _GPUS = {
 def measure(stage: Stage) -> Iterator[Comparison]:
     """Compare the whole answer with each peer's, then what it is made of."""
     directory = stage.directory / "detect"
-    peers = _make_peers(directory / "peers")
+    peers = make_peers(directory / "peers")
     with StandIn() as standin:
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
         for wheel in make_family(directory / "wheels", backend="cpu", python_tags=(tag,)):
@@ -44,7 +45,7 @@ def measure(stage: Stage) -> Iterator[Comparison]:
         # pip reads neither uv's word for the certificate nor an index of its own.
         variables = {**variables, "PIP_CERT": variables["SSL_CERT_FILE"], "PIP_NO_INPUT": "1"}
         ours = [str(stage.environment.directory / "bin" / "torchenv"), "select", "--json"]
-        uv = [_uv_of(stage), "pip", "install", f"--python={stage.environment.python}"]
+        uv = [uv_of(stage), "pip", "install", f"--python={stage.environment.python}"]
         commands = {
             "uv pip install --torch-backend=auto --dry-run": [
                 *uv, "--torch-backend=auto", "--dry-run", "torch"
@@ -97,20 +98,6 @@ def _compare(stage: Stage, title: str, ours: Timed, peer: Timed, goal: Goal) -> 
         peer=Series(name=peer[0], seconds=theirs),
         goal=goal,
     )
-
-
-def _make_peers(directory: Path) -> Path:
-    """Return the interpreter of an environment with the peers, at pinned versions."""
-    run_uv("venv", "--python", sys.executable, "--no-project", str(directory))
-    python = interpreter_of(directory)
-    requirements = PROJECT_ROOT / "requirements" / "peers.txt"
-    run_uv("pip", "install", "--python", str(python), "--require-hashes", "-r", str(requirements))
-    return python
-
-
-def _uv_of(stage: Stage) -> str:
-    question = [str(stage.environment.python), "-I", "-c", "import uv; print(uv.find_uv_bin())"]
-    return run_program(question, os.environ).strip()
 
 
 def _whole_run(command: list[str], variables: Mapping[str, str]) -> float:

@@ -6,9 +6,17 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-__all__ = ["BenchmarkError", "Comparison", "Goal", "Series", "busy_warning", "take_turns"]
+__all__ = [
+    "BenchmarkError",
+    "Comparison",
+    "Goal",
+    "Measurement",
+    "Series",
+    "busy_warning",
+    "take_turns",
+]
 
 Measured = TypeVar("Measured")
 
@@ -19,6 +27,13 @@ _BUSY_LOAD_PER_PROCESSOR = 0.5
 
 class BenchmarkError(RuntimeError):
     """What was to be measured did not happen."""
+
+
+class Measurement(Protocol):
+    """What a benchmark comes back with: `str` is what a person reads."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it with every single value that it was made from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
