@@ -363,3 +363,26 @@ def test_the_words_work_in_another_thread(started: Started) -> None:
         "thread = threading.Thread(target=work)\nthread.start()\nthread.join()",
     )
     assert kernel.value("[answer.passed for answer in answers]") == [True]
+
+
+# ------------------------------------------------------------------------------------- the picker
+
+
+def test_picker_shows_what_the_index_has_as_soon_as_that_has_answered(started: Started) -> None:
+    kernel, _ = started
+
+    def offers(message: Message) -> list[str]:
+        """Return the lines to choose among, where the message fills them in."""
+        state = message["content"].get("data", {}).get("state", {})
+        return [str(label) for label in state.get("_options_labels") or ()]
+
+    message_id = kernel.send("%torchenv", cell_id=CELL)
+    catalog = offers(kernel.wait_for(lambda message: bool(offers(message))))
+    index = offers(
+        kernel.wait_for(lambda message: bool(offers(message)) and offers(message) != catalog)
+    )
+
+    assert kernel.printed(message_id) is not None
+    # The stand-in has no other release for the CPU, and the catalog a newer one.
+    assert ["2.13.0" in line for line in catalog if "CPU" in line] == [False]
+    assert ["2.13.0" in line for line in index if "CPU" in line] == [True]
