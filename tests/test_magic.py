@@ -353,13 +353,16 @@ def test_status_and_list_ask_the_index_where_told_to_and_plan_by_itself(
         standin_in_reach.clear_log()
         return any(path.endswith("/cu118/torch/") for path in pages)
 
-    assert run(shell, "%torchenv list")[0].result.torch != "2.13.0"
+    def answered(code: str) -> Any:
+        return run(shell, code)[0].result
+
+    assert answered("%torchenv list").torch != "2.13.0"
     assert not asked()
-    assert run(shell, "%torchenv list --refresh")[0].result.torch == "2.13.0"
+    assert answered("%torchenv list --refresh").torch == "2.13.0"
     assert asked()
-    assert run(shell, "%torchenv status")[0].result.selection.torch == "2.13.0"
+    assert answered("%torchenv status").selection.torch == "2.13.0"
     assert not asked()
-    assert run(shell, "%torchenv status --refresh")[0].result.selection.torch == "2.13.0"
+    assert answered("%torchenv status --refresh").selection.torch == "2.13.0"
     assert asked()
     file = listing_file(os.environ)
     assert file is not None
