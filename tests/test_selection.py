@@ -842,8 +842,16 @@ def test_malformed_requirement_is_quoted(text: str) -> None:
 @pytest.mark.parametrize(
     ("requirements", "torch"),
     [
-        (("torchvision==0.19.0",), "2.4.1"),
+        (("torchvision==0.19.0",), "2.4.0"),
+        (("torchvision==0.19.*",), "2.4.1"),
+        (("torchvision<0.30",), "2.15.0"),
+        (("torch<2.15", "torchvision==0.29.0"), "2.14.0"),
+        (("torch<2.15", "torchvision==0.29.1"), "2.14.1"),
+        (("torchaudio==2.9.0",), "2.9.0"),
         (("torchaudio==2.7.*", "torchvision"), "2.7.1"),
+        (("torchaudio==2.11.0",), "2.14.1"),
+        (("torch<2.11", "torchaudio>=2.11"), None),
+        (("torch==2.9.1", "torchaudio==2.9.0"), None),
         (("torch>=2.8", "torchvision<0.25"), "2.9.1"),
         (("Torch<2.10", "torchaudio"), "2.9.1"),
         (("torch>=2.7", "torch!=2.15.0", "torch<2.14.1"), "2.14.0"),
@@ -853,7 +861,7 @@ def test_malformed_requirement_is_quoted(text: str) -> None:
     ],
 )
 def test_torch_and_what_is_released_with_it_drive_the_version(
-    requirements: tuple[str, ...], torch: str
+    requirements: tuple[str, ...], torch: str | None
 ) -> None:
     selection = select(
         Host(platform=LINUX, accelerators=(ADA,)),
@@ -862,6 +870,16 @@ def test_torch_and_what_is_released_with_it_drive_the_version(
     )
 
     assert selection.torch == torch
+
+
+def test_backend_without_a_package_that_was_asked_for_is_none() -> None:
+    host = Host(platform=LINUX, accelerators=(ADA,))
+    request = Request(requirements=("torch", "TorchAudio", "torchvision"))
+
+    selection = select(host, request, interpreter=PYTHON)
+
+    assert (str(selection.backend), selection.torch) == ("cu130", "2.14.1")
+    assert reasons(selection)["cu132"] == "no wheel of torchaudio on this index"
 
 
 def test_uv_torch_backend_speaks_where_the_request_does_not() -> None:

@@ -240,6 +240,8 @@ class _Demand:
 
     torch: SpecifierSet | None = None
     companions: tuple[tuple[str, SpecifierSet], ...] = ()
+    named: frozenset[str] = frozenset()
+    """What goes with torch and was asked for, in whatever version."""
 
     def __bool__(self) -> bool:
         return bool(self.torch) or bool(self.companions)
@@ -254,20 +256,56 @@ class _Demand:
         own = self.torch
         return (own is None or own.contains(f"{torch}{suffix}", prereleases=True)) and all(
             any(
-                specifier.contains(f"{series}.{patch}{suffix}", prereleases=True)
-                for patch in range(_PATCH_RELEASES)
+                specifier.contains(f"{version}{suffix}", prereleases=True)
+                for version in _COMPANIONS[name].versions_for(torch)
             )
             for name, specifier in self.companions
-            for series in [_COMPANION_SERIES[name](torch)]
         )
 
 
-# Each release of these is made for one torch, and its metadata demands exactly that one: asked for
-# alone, `torchvision==0.19.*` means torch 2.4. Source: the tables in the READMEs of pytorch/vision
-# (0.15 with 2.0, and one number further with each torch since) and pytorch/audio (torch's own).
-_COMPANION_SERIES: dict[str, Callable[[Version], str]] = {
-    "torchvision": lambda torch: f"0.{torch.minor + 15}",
-    "torchaudio": lambda torch: f"{torch.major}.{torch.minor}",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Companion:
+    """A package whose releases are made for one torch each, patch release included.
+
+    Asked for alone, `torchvision==0.19.0` means torch 2.4.0. Later ones run with every newer torch.
+    """
+
+    made_for: Callable[[Version], str]
+    """The release that is made for a torch."""
+    free_since: Version
+    """Its first release that does not demand one torch alone."""
+    free_torch: Version
+    """The oldest torch that this one runs with."""
+    missing: frozenset[str] = frozenset()
+    """The backends whose index does not have it."""
+
+    def versions_for(self, torch: Version) -> Iterable[str]:
+        """Return the releases that run with that torch; some of them may not be there."""
+        exact = Version(self.made_for(torch))
+        yield str(exact)
+        if torch >= self.free_torch:
+            for minor in range(self.free_since.minor, exact.minor + 1):
+                for patch in range(_PATCH_RELEASES):
+                    if (minor, patch) >= (self.free_since.minor, self.free_since.micro):
+                        yield f"{exact.major}.{minor}.{patch}"
+
+
+# Source: what they demand of torch in their metadata on PyPI. torchvision 0.28.0 torch==2.13.0, and
+# 0.29.1 torch>=2.14.0; torchaudio 2.10.0 torch==2.10.0, and 2.11.0, the last one there, nothing: it
+# is for torch>=2.11 (pytorch/audio#4212). cu132 has no torchaudio (pytorch/pytorch#193651), and one
+# for another CUDA refuses to be imported beside it.
+_COMPANIONS = {
+    "torchvision": _Companion(
+        made_for=lambda torch: f"0.{torch.minor + 15}.{torch.micro}",
+        free_since=Version("0.29.1"),
+        free_torch=Version("2.14.0"),
+    ),
+    "torchaudio": _Companion(
+        made_for=lambda torch: f"{torch.major}.{torch.minor}.{torch.micro}",
+        free_since=Version("2.11.0"),
+        free_torch=Version("2.11.0"),
+        missing=frozenset({"cu132"}),
+    ),
 }
 _PATCH_RELEASES = 6
 
@@ -286,7 +324,7 @@ class _Question:
 
     @cached_property
     def without_demand(self) -> _Question:
-        return replace(self, demand=_Demand())
+        return replace(self, demand=_Demand(named=self.demand.named))
 
     def admits(self, build: Build) -> bool:
         return not self.demand or self.demand.admits(build.torch, build.local_version.local)
@@ -296,7 +334,13 @@ class _Question:
             self.interpreter.tag in build.python_tags
             and self.has_system_for(build)
             and self.catalog.is_known_to_uv(build.backend)
+            and not self.missing_on(build.backend)
         )
+
+    def missing_on(self, backend: Backend) -> str | None:
+        """Return what was asked for beside torch and is not on the backend's index."""
+        named = sorted(self.demand.named)
+        return next((name for name in named if str(backend) in _COMPANIONS[name].missing), None)
 
     def has_system_for(self, build: Build) -> bool:
         """Return whether the C library, or macOS, is as new as the wheel's tag demands."""
@@ -455,6 +499,8 @@ def _installable(question: _Question, backend: Backend) -> tuple[list[Build], st
         return [], f"no wheel for {_platform_words(host.platform)}"
     if not question.catalog.is_known_to_uv(backend):
         return [], f"uv {question.catalog.uv_version} does not know this backend"
+    if missing := question.missing_on(backend):
+        return [], f"no wheel of {missing} on this index"
     for_python = [build for build in builds if interpreter.tag in build.python_tags]
     if not for_python:
         return [], _python_reason(interpreter, builds)
@@ -954,18 +1000,22 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
         "python_full_version": version,
     }
     demands: dict[str, SpecifierSet] = {}
+    named = set()
     for text in requirements:
         if _BARE_NAME.fullmatch(text):
-            continue  # demands nothing of a version
+            named.add(text.lower())  # and demands nothing of a version
+            continue
         from packaging.utils import canonicalize_name
 
         requirement = parse_requirement(text)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = canonicalize_name(requirement.name)
+            named.add(name)
             there = demands.get(name)
             demand = requirement.specifier
             demands[name] = demand if there is None else there & demand
     return _Demand(
         torch=demands.get("torch"),
-        companions=tuple((name, demands[name]) for name in _COMPANION_SERIES if demands.get(name)),
+        companions=tuple((name, demands[name]) for name in _COMPANIONS if demands.get(name)),
+        named=frozenset(named & _COMPANIONS.keys()),
     )
