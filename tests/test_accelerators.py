@@ -63,6 +63,7 @@ from torchenv_magic.accelerators.platform import (
     macos_version,
     musl_version,
     platform_of,
+    read_musl,
 )
 from torchenv_magic.accelerators.probing import Completed, clean, find_program
 from torchenv_magic.serialization import from_json, to_json
@@ -1378,9 +1379,11 @@ def test_malformed_override_is_ignored_and_said(name: str) -> None:
         ("linux", "arm64", "linux_aarch64"),
         ("win32", "AMD64", "win_amd64"),
         ("win32", "arm64", "win_arm64"),
+        ("win32", "x86", "win_x86"),
         ("darwin", "arm64", "macos_arm64"),
         ("darwin", "x86_64", "macos_x86_64"),
         ("freebsd14", "amd64", "other_x86_64"),
+        ("android", "aarch64", "other_aarch64"),
     ],
 )
 def test_platform_of(sys_platform: str, machine: str, wheel_platform: str) -> None:
@@ -1393,6 +1396,16 @@ def test_32_bit_python_on_a_64_bit_machine_takes_other_wheels() -> None:
     found = platform_of(sys_platform="linux", machine="x86_64", is_64_bit=False, glibc="2.36")
 
     assert found.wheel_platform == "linux_i686"
+
+
+@posix_only
+def test_loader_of_another_machine_is_not_the_c_library(tmp_path: Path) -> None:
+    write(tmp_path, "lib/ld-musl-aarch64.so.1", "\x7fELF for another machine").chmod(0o755)
+    mine = "#!/bin/sh\nprintf 'musl libc (x86_64)\\nVersion 1.2.5\\n' >&2; exit 1\n"
+    write(tmp_path, "lib/ld-musl-x86_64.so.1", mine).chmod(0o755)
+    write(tmp_path, "lib/ld-musl-zz.so.1", "not to be run")
+
+    assert read_musl(tmp_path, environ={}, timeout_seconds=10) == "1.2.5"
 
 
 def test_c_library_texts() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "macos_version",
     "musl_version",
     "platform_of",
+    "read_musl",
     "read_platform",
 ]
 
@@ -44,18 +45,29 @@ def read_platform(
     glibc = glibc_version(_libc_text())
     musl = None
     if glibc is None:
-        for loader in sorted((root / "lib").glob("ld-musl-*.so.1")):
-            # The loader prints its version when it is run without a program to load.
-            completed = run_bounded([str(loader)], timeout_seconds=timeout_seconds, environ=environ)
-            musl = musl_version(completed.output)
+        musl = read_musl(root, environ=environ, timeout_seconds=timeout_seconds)
     return platform_of(
-        sys_platform="linux",
+        # Android's Python says "linux" before 3.13; its C library takes no wheel of Linux.
+        sys_platform="android" if hasattr(sys, "getandroidapilevel") else "linux",
         machine=machine,
         is_64_bit=sys.maxsize > 2**32,
         glibc=glibc,
         musl=musl,
         wsl=_is_wsl(root),
     )
+
+
+def read_musl(root: Path, *, environ: Mapping[str, str], timeout_seconds: float) -> str | None:
+    """Return the version of the musl that this machine's loader is of, or None without one."""
+    for loader in sorted((root / "lib").glob("ld-musl-*.so.1")):
+        try:
+            # The loader prints its version when it is run without a program to load.
+            completed = run_bounded([str(loader)], timeout_seconds=timeout_seconds, environ=environ)
+        except OSError:
+            continue  # another machine's, for cross-compiling
+        if version := musl_version(completed.output):
+            return version
+    return None
 
 
 def _is_wsl(root: Path) -> bool:

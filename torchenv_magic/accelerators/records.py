@@ -93,9 +93,9 @@ class Platform:
     @property
     def wheel_platform(self) -> str:
         """The catalog's word: `linux_x86_64`, `linux_aarch64`, `win_amd64`, `macos_arm64`, ..."""
-        if self.system == "windows":
-            return "win_amd64" if self.machine == "x86_64" else "win_arm64"
         machine = self.machine
+        if self.system == "windows":
+            return f"win_{'amd64' if machine == 'x86_64' else machine}"
         if self.system == "linux" and machine == "arm64":
             machine = "aarch64"
         if self.system == "macos" and machine == "aarch64":
@@ -119,6 +119,11 @@ class Finding:
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def with_hint(self) -> str:
+        """The message, and what to do about it where that is known."""
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -130,5 +135,6 @@ class Host:
 
     def __str__(self) -> str:
         devices = "\n".join(str(accelerator) for accelerator in self.accelerators)
-        lines = [devices or "no accelerator", str(self.platform), *map(str, self.findings)]
+        lines = [devices or "no accelerator", str(self.platform)]
+        lines += [finding.with_hint for finding in self.findings]
         return "\n".join(lines)
