@@ -22,6 +22,7 @@ from traitlets.config import Config
 from tests.kernels import PROJECT_ROOT
 from tests.standin import StandIn
 from tests.workplace import Workplace
+from torchenv_magic.accelerators import detect
 from torchenv_magic.builds.cache_folder import listing_file
 from torchenv_magic.doctor import Diagnosis
 from torchenv_magic.errors import RequestError, SelectionError, TorchEnvError, VerificationError
@@ -369,3 +370,20 @@ def test_status_and_list_ask_the_index_where_told_to_and_plan_by_itself(
     file.unlink()
     assert run(shell, "%torchenv plan")[0].success
     assert asked()
+
+
+def test_host_is_a_table_that_tells_what_stands_in_the_way_and_what_to_do(
+    shell: InteractiveShell, tmp_path: Path
+) -> None:
+    module = tmp_path / "sys/module/nvidia"
+    module.mkdir(parents=True)
+    (module / "version").write_text("580.95.05\n")
+    host = detect(root=tmp_path, environ={})
+    display_formatter: Any = shell.display_formatter
+
+    shown, _ = display_formatter.format(host)
+
+    assert "no GPU is here" in shown["text/html"]
+    assert "hint: if this is a container" in shown["text/html"]
+    assert "<code>docker run --gpus all</code>" in shown["text/html"]
+    assert "(hint: if this is a container" in shown["text/plain"]

@@ -66,7 +66,7 @@ class Status:
         name = f"{chosen} with torch {self.selection.torch}" if chosen else "nothing fits"
         rows.append(("recommended", f"{name} — {self.selection.reason}"))
         lines = [f"{title:<13}{text}" for title, text in rows]
-        lines += [f"{'note':<13}{finding}" for finding in self.host.findings]
+        lines += [f"{'note':<13}{finding.with_hint}" for finding in self.host.findings]
         lines += [f"{'warning':<13}{warning}" for warning in self.selection.warnings]
         if self.recovered:
             lines.append(f"{'repaired':<13}{self.recovered}")

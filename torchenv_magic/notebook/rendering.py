@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from torchenv_magic.accelerators import Host
 from torchenv_magic.doctor import Diagnosis
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Bytes
@@ -86,6 +87,16 @@ STYLE = """<style>
   .torchenv-facts { grid-template-columns: 1fr; gap: 0; }
   .torchenv-facts > div:nth-child(even) { margin-bottom: 0.4em; }
 }
+@container (max-width: 36rem) {
+  /* Named twice: stronger than the rules above, which have to be stronger than JupyterLab's. */
+  .torchenv .torchenv-builds.torchenv-builds :is(tbody, tr:nth-child(n)) { display: block; }
+  .torchenv .torchenv-builds.torchenv-builds tr:first-child { display: none; }
+  .torchenv .torchenv-builds.torchenv-builds tr { margin-bottom: 0.4em; text-align: left; }
+  .torchenv .torchenv-builds.torchenv-builds td:nth-child(n) {
+    display: inline-block; padding-block: 0;
+  }
+  .torchenv .torchenv-builds.torchenv-builds td:last-child { display: block; }
+}
 </style>"""
 
 
@@ -134,23 +145,48 @@ def log_html(lines: Iterable[str], *, title: str = "log") -> str:
     )
 
 
+def _devices_html(host: Host) -> str:
+    devices = [
+        f"<b>{escape(item.name)}</b>{escape(str(item).removeprefix(item.name))}"
+        for item in host.accelerators
+    ]
+    return "<br>".join(devices) or "none found"
+
+
+def _finding_rows(host: Host) -> list[tuple[str, str]]:
+    return [
+        (
+            "Note",
+            words_html(finding.message)
+            + (
+                f"<br><span class='torchenv-quiet'>hint: {words_html(finding.hint)}</span>"
+                if finding.hint
+                else ""
+            ),
+        )
+        for finding in host.findings
+    ]
+
+
+def host_html(host: Host) -> str:
+    """Return what is in the host as a small table."""
+    rows = [("Accelerator", _devices_html(host)), ("System", escape(str(host.platform)))]
+    return _block(facts_html([*rows, *_finding_rows(host)]))
+
+
 def status_rows(status: Status) -> list[tuple[str, str]]:
     """Return what is here, as the picker and the status show it."""
-    devices = [
-        f"<b>{escape(a.name)}</b>{escape(str(a).removeprefix(a.name))}"
-        for a in status.host.accelerators
-    ]
     installed, separator, problem = status.installed.partition(" — ")
     text = escape(installed)
     if separator:
         text += f" <span class='torchenv-warn'>— {escape(problem)}</span>"
     rows = [
-        ("Accelerator", "<br>".join(devices) or "none found"),
+        ("Accelerator", _devices_html(status.host)),
         ("Environment", escape(str(status.environment))),
         ("Installed", text),
     ]
-    notes = [*map(str, status.host.findings), *status.selection.warnings]
-    rows += [("Note", words_html(note)) for note in notes]
+    rows += _finding_rows(status.host)
+    rows += [("Note", words_html(note)) for note in status.selection.warnings]
     if status.recovered:
         rows.append(("Repaired", words_html(status.recovered)))
     if status.unrepaired:
@@ -181,7 +217,10 @@ def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> st
         for a in alternatives
     )
     head = "".join(f"<th>{t}</th>" for t in ("Build", "Backend", "torch", "", "Reason"))
-    return f"<div class='torchenv-scroll'><table><tr>{head}</tr>{rows}</table></div>"
+    return (
+        "<div class='torchenv-scroll'><table class='torchenv-builds'>"
+        f"<tr>{head}</tr>{rows}</table></div>"
+    )
 
 
 def selection_html(selection: Selection) -> str:
@@ -286,6 +325,7 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
 
 
 _RENDERERS: dict[type, Any] = {
+    Host: host_html,
     Status: status_html,
     Selection: selection_html,
     Plan: plan_html,
