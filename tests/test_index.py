@@ -707,6 +707,23 @@ def test_a_login_goes_to_its_own_server_alone_and_is_never_shown(server: Server)
     assert "secret" not in str(failures)
 
 
+def test_the_login_for_the_proxy_stays_with_the_proxy(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.server_address[1]
+    monkeypatch.setenv("HTTP_PROXY", f"http://ada:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    place = f"http://localhost:{port}/direct"
+    server.pages["http://index.invalid/cu126/torch/"] = Page(
+        status=302, headers={"Location": place}
+    )
+    server.pages["/direct"] = Page(body=json_page(wheel(CU126)))
+    _, failures = refresh([CU126], timeout_seconds=5, address="http://index.invalid")
+    assert failures == ()
+    logins = ["Proxy-Authorization" in {name.title() for name in sent} for _, sent in server.seen]
+    assert logins == [True, False]
+
+
 def test_the_words_of_a_malformed_proxy_are_not_repeated(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

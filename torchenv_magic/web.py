@@ -114,6 +114,9 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and _origin(newurl) != _origin(req.full_url):
             request.remove_header("Authorization")
+        if request is not None:
+            # The login for the proxy: put on anew where the new address goes through it too.
+            request.remove_header("Proxy-authorization")
         return request
 
 
