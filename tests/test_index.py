@@ -836,6 +836,22 @@ def test_what_can_not_be_kept_is_let_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "index.json"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links take a privilege there")
+def test_what_is_kept_is_written_through_no_link(tmp_path: Path) -> None:
+    """In a folder that others write to, such as one below `/tmp`."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine", encoding="utf-8")
+    file = tmp_path / "index.json"
+    file.symlink_to(victim)
+    draft = tmp_path / f"index.json.{os.getpid()}-{threading.get_ident()}"
+    draft.symlink_to(victim)
+    write_cache(file, kept(listing(CPU)))
+    assert victim.read_text(encoding="utf-8") == "mine"
+    write_cache(file, kept(listing(CPU)))
+    assert victim.read_text(encoding="utf-8") == "mine"
+    assert read_cache(file) == kept(listing(CPU))
+
+
 @pytest.mark.parametrize(
     ("system", "environ", "folder"),
     [

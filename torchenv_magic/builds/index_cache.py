@@ -80,7 +80,9 @@ def write_cache(file: Path | None, cached: Cached) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_text(json.dumps(to_json(cached)), encoding="utf-8")
+            # Never into what is there: in a folder that others write to, that may be their link.
+            with draft.open("x", encoding="utf-8") as stream:
+                stream.write(json.dumps(to_json(cached)))
             draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)
