@@ -343,6 +343,14 @@ def test_builds_stand_newest_first_whatever_the_order_of_the_listing() -> None:
     assert versions == [14, 10, 9]
 
 
+def test_what_is_not_released_is_not_newer_than_what_is() -> None:
+    rows = ("2.99.0.dev20261101 linux_x86_64 2.28 cp311", "2.98.0rc1 linux_x86_64 2.28 cp311")
+    catalog = with_listings(CATALOG, [listing(CU126, *rows)], now=NOW)
+    assert catalog.builds_for(CU126, "linux_x86_64") == ()
+    selection = select(HOST, Request(), interpreter=PYTHON, catalog=catalog)
+    assert "dev" not in (selection.torch or "")
+
+
 def test_a_macos_build_has_its_floor_and_no_glibc() -> None:
     row = "2.99.0 macos_arm64 15.0 cp311"
     catalog = with_listings(CATALOG, [listing(CPU, row)], now=NOW)
@@ -668,6 +676,18 @@ def test_an_unchanged_page_is_not_sent_again(server: Server) -> None:
     hostile = replace(old, etag='"x"\r\nHost: elsewhere', last_modified="\N{SNOWMAN}")
     assert ask(server, CU126, known=(hostile,)) == ({"cu126": LISTED}, {})
     assert "If-None-Match" not in server.seen[-1][1]
+
+
+def test_a_page_that_was_there_is_not_gone_by_a_403(server: Server) -> None:
+    """It is also what a server says to who asks too often; 404 leaves no doubt."""
+    server.put(CPU, Page(body=json_page(wheel(CPU))))
+    server.put(CU126, Page(status=403))
+    server.put(CU128, Page(status=404))
+    known = (listing(CU126, *LISTED), listing(CU128, *LISTED))
+    assert ask(server, CPU, CU126, CU128, CU130, known=known) == (
+        {"cpu": LISTED, "cu128": [], "cu130": []},
+        {"cu126": "HTTP 403"},
+    )
 
 
 def test_an_unasked_304_is_a_failure(server: Server) -> None:

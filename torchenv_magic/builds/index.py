@@ -170,6 +170,8 @@ def with_listings(catalog: Catalog, listings: Iterable[Listing], *, now: int) ->
     }
     for listing in used:
         for row in sorted(listing.builds, key=lambda row: row.torch, reverse=True):
+            if row.torch.is_prerelease:
+                continue  # newer than every release of the others, and never asked for
             place = (listing.backend, row.wheel_platform)
             builds[place] = (*builds.get(place, ()), row.of(listing.backend))
     return replace(catalog, builds=builds, origin=_origin(catalog, used, now))

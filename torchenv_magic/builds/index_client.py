@@ -148,7 +148,9 @@ def _fetch(backend: Backend, earlier: Listing | None, address: str, deadline: fl
         error.close()
         if error.code == 304 and earlier is not None:
             return Answer(backend=backend, listing=replace(earlier, read_at=now))
-        if error.code in (403, 404, 410):
+        # An index that was there is not gone: who asks too often is told 403 as well.
+        was_there = earlier is not None and bool(earlier.builds)
+        if error.code in (404, 410) or (error.code == 403 and not was_there):
             return Answer(backend=backend, status=error.code)
         return Answer(backend=backend, reason=f"HTTP {error.code}")
     except URLError as error:
