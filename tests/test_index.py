@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from IPython.core.interactiveshell import InteractiveShell
 from packaging.version import Version
 
 from tests.standin import Fault
@@ -56,6 +57,8 @@ from torchenv_magic.builds.index_client import Refreshing, refresh
 from torchenv_magic.builds.index_page import PageError, parse_page
 from torchenv_magic.cli import main
 from torchenv_magic.environment import Interpreter
+from torchenv_magic.notebook.front_end import FrontEnd
+from torchenv_magic.notebook.picker import Picker
 from torchenv_magic.selection import Request, select
 from torchenv_magic.serialization import from_json, to_json
 from torchenv_magic.status import read_status
@@ -976,7 +979,7 @@ def test_a_stale_listing_is_asked_for_once_a_day_where_the_backend_is_open(
     read_status(Request(backend=CPU), python=target.python, refresh="stale")
     monkeypatch.setenv("UV_TORCH_BACKEND", "cpu")
     read_status(AUTO, python=target.python, refresh="stale")
-    monkeypatch.delenv("UV_TORCH_BACKEND")
+    monkeypatch.setenv("UV_TORCH_BACKEND", "auto")
     assert asked(target) == 0
     for seconds, expected in ((0, EVERYTHING), (3_600, 0), (86_400, EVERYTHING)):
         if seconds:
@@ -1066,3 +1069,31 @@ def test_a_plan_for_the_best_backend_is_of_what_the_index_has(workplace: Workpla
     assert torch.startswith("2.13.0+")
     assert not [note for note in plan["notes"] if "index" in note]
     assert [path.name for path in folder.iterdir()] == ["index.json"]
+
+
+def test_the_second_look_of_a_picker_leaves_what_was_begun(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    shell = InteractiveShell()  # type: ignore[no-untyped-call]
+    picker = Picker(shell, FrontEnd(kind="jupyter", reason="a test"))
+    until(lambda: picker.status is not None and picker._filled != ())
+    picker._show_plan.click()
+    until(lambda: picker.job is None)
+    assert picker._words in picker.widget.children  # it can't be planned offline
+    said = picker._words.value
+    monkeypatch.delenv("UV_OFFLINE")
+    assert picker.status is not None
+    target.standin.clear_log()
+    picker._ask_index(picker.status)
+    assert asked(target) > 0
+    assert picker._words in picker.widget.children
+    assert picker._words.value == said
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

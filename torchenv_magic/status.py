@@ -55,6 +55,12 @@ class Status:
         )
         return f"torch {self.torch}{build}{f' — {problem}' if problem else ''}"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The selection's, without those that the host's findings say already."""
+        said = {finding.with_hint for finding in self.host.findings}
+        return tuple(text for text in self.selection.warnings if text not in said)
+
     def __str__(self) -> str:
         devices = [str(accelerator) for accelerator in self.host.accelerators]
         rows = [
@@ -67,7 +73,7 @@ class Status:
         rows.append(("recommended", f"{name} — {self.selection.reason}"))
         lines = [f"{title:<13}{text}" for title, text in rows]
         lines += [f"{'note':<13}{finding.with_hint}" for finding in self.host.findings]
-        lines += [f"{'warning':<13}{warning}" for warning in self.selection.warnings]
+        lines += [f"{'warning':<13}{warning}" for warning in self.warnings]
         if self.recovered:
             lines.append(f"{'repaired':<13}{self.recovered}")
         if self.unrepaired:
@@ -82,7 +88,7 @@ def verdict(selection: Selection, installed: Backend | None) -> str | None:
     for alternative in selection.alternatives:
         if alternative.backend == installed and not alternative.fits:
             return alternative.reason
-    usable = bool(selection.accelerators) and not selection.unsupported_accelerators
+    usable = any(item.fits and item.backend.kind != "cpu" for item in selection.alternatives)
     if installed.kind == "cpu" and usable and selection.backend not in (None, installed):
         return "does not use the accelerator"
     return None
@@ -107,7 +113,8 @@ def read_status(
     TargetError, RequestError
     """
     request = request or Request()
-    if refresh == "stale" and (request.backend or os.environ.get("UV_TORCH_BACKEND")):
+    by_variable = os.environ.get("UV_TORCH_BACKEND", "").strip().lower() not in ("", "auto")
+    if refresh == "stale" and (request.backend or by_variable):
         refresh = "never"
     platform = read_platform(environ=os.environ)
     # Answers while host and environment are looked at.

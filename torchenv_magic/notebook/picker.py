@@ -351,6 +351,8 @@ class Picker:
     def _begin(self, *, only_plan: bool = False, plan: Plan | None = None, word: str) -> None:
         if self.job is not None:
             return
+        with self._drawing:
+            self._filled = ()  # a second look that ends from here on redraws nothing
         request = plan.request if plan else self.request()
         status = read_status(request)
         self._enable(enabled=False)
