@@ -503,6 +503,18 @@ def test_libraries_of_an_earlier_build_that_nothing_needs(ward: Ward) -> None:
     assert found.cure.endswith("nvidia-cublas-cu12 nvidia-cusolver-cu12`")
 
 
+def test_libraries_that_another_package_takes_by_an_extra_are_its_own(ward: Ward) -> None:
+    """Nothing records which extra of JAX, TensorFlow or ONNX Runtime was asked for."""
+    ward.add("cu130")
+    ward.package("nvidia-cublas-cu12", "12.6.4.1")
+    ward.package("nvidia-cudnn-cu12", "9.10", "nvidia-cublas-cu12")
+    ward.package("nvidia-nccl-cu12", "2.27")
+    ward.package("jax-cuda12-plugin", "0.8", 'nvidia-cudnn-cu12<10,>=9.8; extra == "with-cuda"')
+    found = problem(ward.doctor(gpu()), "library-stale")
+    assert found.found.startswith("nvidia-nccl-cu12 belong")
+    assert found.cure.endswith(" nvidia-nccl-cu12`")
+
+
 @pytest.mark.parametrize("theirs_last", [True, False])
 def test_libraries_of_two_cudas_at_one_place(ward: Ward, *, theirs_last: bool) -> None:
     ward.add("cu130")

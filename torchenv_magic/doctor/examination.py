@@ -31,6 +31,7 @@ from torchenv_magic.environment import (
     check_target,
     family,
     installed_backend,
+    is_satellite,
     run_interpreter,
 )
 from torchenv_magic.errors import TargetError
@@ -160,6 +161,8 @@ class Examination:
     """Folders that pip left behind when an uninstall was interrupted: `~orch`."""
     requirements: tuple[tuple[str, str], ...] = ()
     """(package, requirement) of what torch needs on this system, and of what that brings."""
+    named_by_others: tuple[str, ...] = ()
+    """NVIDIA's packages that others name, be it for an extra: so JAX and TensorFlow take theirs."""
     conda: tuple[CondaPackage, ...] = ()
     foreign_libraries: tuple[ForeignLibrary, ...] = ()
     searched_folders: int = 0
@@ -232,6 +235,7 @@ def examine_files(
         shared=_shared_libraries(environment, records),
         leftovers=_leftovers(environment.site_packages),
         requirements=_requirements(environment, torch),
+        named_by_others=_named_by_others(environment),
         conda=_read_conda(environment.prefix),
         foreign_libraries=foreign,
         searched_folders=folders,
@@ -483,6 +487,27 @@ def _requirements(
             ):
                 found.append((brought.name, line))
     return tuple(dict.fromkeys(found))
+
+
+def _named_by_others(environment: Environment) -> tuple[str, ...]:
+    """Return NVIDIA's packages that a package outside of the family names, for an extra or not.
+
+    Which extras were asked for nothing records: the environment's own reader leaves them out.
+    """
+    if not any(package.name.startswith("nvidia-") for package in family(environment)):
+        return ()
+    names: set[str] = set()
+    for package in environment.packages:
+        inside = package.name in FAMILY_MEMBERS or is_satellite(package.name)
+        if inside or package.metadata_directory is None:
+            continue
+        metadata = _read_text(package.metadata_directory / "METADATA") or ""
+        for text in _requires_dist(metadata) if "nvidia" in metadata else ():
+            match = re.match(r"[A-Za-z0-9._-]+", text)
+            name = canonicalize_name(match[0]) if match else ""
+            if name.startswith("nvidia-"):
+                names.add(name)
+    return tuple(sorted(names))
 
 
 def _requires_dist(metadata: str) -> list[str]:

@@ -428,7 +428,8 @@ def _stale(case: Case) -> Iterator[Problem]:
         if (number := _cuda_major(package.name)) is not None
         and (major is None or (number != major and not (number == 13 <= major)))
     }
-    needed = _needed_by_others(candidates, packages) | _required_names(case)
+    needed = _needed_by_others(candidates, packages, case.examination.named_by_others)
+    needed |= _required_names(case)
     sharing = {
         name
         for library in case.examination.shared
@@ -444,17 +445,22 @@ def _stale(case: Case) -> Iterator[Problem]:
         name="library-stale",
         severity="warning",
         found=f"{listed(list(unused))} belong to another build of PyTorch than {case.shown}",
-        meaning=f"a rest{weight} of an earlier install that nothing here needs",
+        meaning=f"a rest{weight} of an earlier install that no package here asks for",
         cure=case.uv(["uninstall"], unused),
     )
 
 
-def _needed_by_others(candidates: Iterable[str], packages: Iterable[InstalledPackage]) -> set[str]:
-    """Return the candidates that a package needs which is none, or which is needed itself."""
+def _needed_by_others(
+    candidates: Iterable[str], packages: Iterable[InstalledPackage], named: Iterable[str]
+) -> set[str]:
+    """Return the candidates that a package needs which is none, or which is needed itself.
+
+    `named` are needed whatever the packages say.
+    """
     pending = set(candidates)
     by_name = {package.name: package for package in packages}
-    needed: set[str] = set()
-    roots = [package for name, package in by_name.items() if name not in pending]
+    needed = pending & set(named)
+    roots = [package for name, package in by_name.items() if name not in pending or name in needed]
     while roots:
         package = roots.pop()
         for text in package.requires:
