@@ -938,6 +938,34 @@ def test_build_without_gpu_as_it_was_asked_for_is_a_note(ward: Ward, backend: st
     assert any("as asked for" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("version", ["2.9.0a0+145a3a7bda.nv25.10", "2.9.0a0+gitabc1234"])
+def test_build_that_counts_up_to_a_release_meets_what_asks_for_that_release(version: str) -> None:
+    others = (
+        package("torchvision", "0.24.0a0+094e7af5", "torch==2.9.0"),
+        package("flash-attn", "2.8.3", "torch>=2.9"),
+        package("vllm", "0.10", "torch>2.9"),
+    )
+    examination = seen(version, "cu130", on_gpu(A4000))
+    examination = replace(examination, environment=environment(package("torch", version), *others))
+    found = judged(examination, host(gpu()))
+    assert [each.found.split()[0] for each in found.problems] == ["vllm"]
+
+
+def test_driver_of_wsl_is_windows() -> None:
+    machine = host(gpu("8.6", "418.67"))
+    machine = replace(machine, platform=replace(machine.platform, wsl=True))
+    cure = problem(judged(seen(), machine), "driver-too-old").cure
+    assert " or newer in Windows, " in cure
+
+
+def test_package_of_a_distribution_needs_no_list_of_its_files(ward: Ward) -> None:
+    ward.add("cpu")
+    (ward.info() / "RECORD").unlink()
+    assert names(ward.doctor()) == ["installed-in-part"]
+    (ward.info() / "INSTALLER").write_text("rpm\n", encoding="utf-8")
+    assert ward.doctor().problems == ()
+
+
 def test_apple_silicon_with_the_ordinary_wheel_is_healthy() -> None:
     platform = Platform(system="macos", machine="arm64", system_version="15.1")
     machine = Host(platform=platform, accelerators=(Accelerator(vendor="apple", name="Apple M2"),))
@@ -1099,6 +1127,25 @@ def test_reason_why_no_gpu_was_found_is_told() -> None:
     finding = Finding(message="an NVIDIA card is here, bound to `nouveau`", source="PCI")
     found = judged(seen(), host(findings=(finding,)))
     assert "(an NVIDIA card is here, bound to `nouveau`)" in problem(found, "no-gpu").found
+    told = replace(finding, hint="install NVIDIA's driver")
+    other = Finding(message="Intel UHD is no XPU", source="PCI", hint="buy another")
+    found = judged(seen(), host(findings=(other, told)))
+    # It is not the build that has to change.
+    assert problem(found, "no-gpu").cure == "install NVIDIA's driver"
+    none = problem(judged(seen(), host(findings=(other,))), "no-gpu")
+    assert none.found.endswith(", and no NVIDIA GPU is here")
+    assert none.cure == "`%torchenv install cpu`"
+
+
+def test_gpu_is_named_once_and_two_are_plural() -> None:
+    bare = replace(amd("gfx803"), name="AMD GPU gfx803")
+    found = judged(seen("2.13.0+rocm7.2", "rocm7.2"), host(bare))
+    assert " has no code for AMD GPU gfx803; " in f"{found.problems[0].found}; "
+    both = judged(seen("2.13.0+cpu", "cpu"), host(gpu(), gpu(name="NVIDIA L4")))
+    assert both.problems[0].found.endswith(", and NVIDIA RTX A4000 and NVIDIA L4 are here")
+    found = judged(seen("2.13.0+rocm7.2", "rocm7.2"), host(gpu(), bare))
+    assert " for AMD" not in found.problems[0].meaning
+    assert found.problems[0].meaning.endswith("uses another GPU that is here")
 
 
 # --------------------------------------------------------------------------------- telling the rest

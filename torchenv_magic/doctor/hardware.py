@@ -68,7 +68,7 @@ def _cpu_only(case: Case, remarks: Remarks) -> Iterator[Problem]:
     yield Problem(
         name="cpu-only",
         severity="warning",
-        found=f"{case.shown} is built for the CPU alone, and {_names(usable)} is here",
+        found=f"{case.shown} is built for the CPU alone, and {_present(usable)}",
         meaning=f"PyTorch computes without the GPU; {best.label} would use it",
         cure=install_cure(),
     )
@@ -86,18 +86,36 @@ def _without_gpu(case: Case, remarks: Remarks) -> Iterator[Problem]:
         yield Problem(
             name="other-vendor",
             severity="warning",
-            found=f"{case.shown} is built for {backend.label}, and the GPU here is "
-            f"{_names(others)}",
+            found=f"{case.shown} is built for {backend.label}, and {_present(others)}",
             meaning=f"PyTorch computes on the CPU; {best.label} would use the GPU",
             cure=install_cure(),
         )
         return
     if case.sees_gpu:  # the child's word counts more than a probe that found nothing
         return
-    why = next((f" ({finding.message})" for finding in case.host.findings), "")
+    # Of this vendor alone: that an Intel GPU is no XPU says nothing about NVIDIA's.
+    finding = next(
+        (
+            finding
+            for finding in case.host.findings
+            if vendor.lower() in f"{finding.message} {finding.source}".lower()
+        ),
+        None,
+    )
+    lack = f"no {vendor} GPU is here"
+    if finding is not None:
+        lack = f"no {vendor} GPU can be used ({finding.message})"
     if _asked(case):
-        remarks.notes.append(
-            f"The build is for {backend.label}, as asked for, and no {vendor} GPU is here{why}"
+        remarks.notes.append(f"The build is for {backend.label}, as asked for, and {lack}")
+        return
+    found = f"{case.shown} is built for {backend.label}, and {lack}"
+    if finding is not None and finding.hint:
+        yield Problem(
+            name="no-gpu",
+            severity="warning",
+            found=found,
+            meaning="PyTorch computes on the CPU",
+            cure=finding.hint,
         )
         return
     size = sum(check.size_bytes for check in case.examination.files)
@@ -105,7 +123,7 @@ def _without_gpu(case: Case, remarks: Remarks) -> Iterator[Problem]:
     yield Problem(
         name="no-gpu",
         severity="warning",
-        found=f"{case.shown} is built for {backend.label}, and no {vendor} GPU is here{why}",
+        found=found,
         meaning=f"PyTorch computes on the CPU{weight}; the build for the CPU is smaller and does "
         "the same",
         cure=install_cure("cpu"),
@@ -162,6 +180,8 @@ def _driver_problem(case: Case, need: str, here: Accelerator) -> Problem:
     if instead is None and hopeless:
         meaning += f"; driver {newest} is the last that knows {here.name}"
     other = install_cure() if instead is not None else install_cure("cpu")
+    # Under WSL the driver is that of Windows; one for Linux would break it.
+    where = " in Windows" if case.host.platform.wsl else ""
     return Problem(
         name="driver-too-old",
         severity="error",
@@ -169,8 +189,8 @@ def _driver_problem(case: Case, need: str, here: Accelerator) -> Problem:
         meaning=meaning,
         cure=other
         if instead is not None or hopeless
-        else f"install NVIDIA's driver {version[1] if version else ''} or newer, and restart the "
-        "machine",
+        else f"install NVIDIA's driver {version[1] if version else ''} or newer{where}, and "
+        "restart the machine",
     )
 
 
@@ -276,7 +296,7 @@ def _needs(items: Iterable[Accelerator]) -> str:
         code = item.gfx or (
             f"compute capability {item.compute_capability}" if item.compute_capability else ""
         )
-        texts.append(f"{item.name} ({code})" if code else item.name)
+        texts.append(f"{item.name} ({code})" if code and code not in item.name else item.name)
     return listed(list(dict.fromkeys(texts)))
 
 
@@ -286,6 +306,8 @@ def _instead(case: Case) -> str:
         return "; no build for this system runs on it"
     if case.selection.torch is None or best == case.backend:
         return ""
+    if case.backend is not None and best.kind != case.backend.kind:
+        return f"; torch {case.selection.torch} for {best.label} uses another GPU that is here"
     return f"; torch {case.selection.torch} for {best.label} has code for it"
 
 
@@ -296,6 +318,11 @@ def _better_build_cure(case: Case) -> str:
 
 def _names(items: Iterable[Accelerator]) -> str:
     return listed(list(dict.fromkeys(item.name for item in items)))
+
+
+def _present(items: Iterable[Accelerator]) -> str:
+    names = list(dict.fromkeys(item.name for item in items))
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} here"
 
 
 # --------------------------------------------------------------------------- what torch itself sees
@@ -340,7 +367,7 @@ def _unusable(case: Case, mine: tuple[Accelerator, ...]) -> Iterator[Problem]:
     yield Problem(
         name="gpu-not-usable",
         severity="warning" if seen.hidden_by else "error",
-        found=f"{_names(mine)} is here, and PyTorch finds no device"
+        found=f"{_present(mine)}, and PyTorch finds no device"
         + (f": {seen.hidden_by} hides it" if seen.hidden_by else f" ({_short(said)})" * bool(said)),
         meaning=f"{meaning}, so PyTorch computes on the CPU",
         cure=cure,
