@@ -1226,6 +1226,16 @@ def test_command_ends_with_1_where_an_error_was_found_and_0_where_none(
     assert said.err == ""
 
 
+def test_cures_name_the_interpreter_that_was_named(
+    ward: Ward, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--python", str(ward.prefix)]) == 1
+    assert f"`torchenv install --python {ward.prefix}`" in capsys.readouterr().out
+    assert main(["doctor", "--json", "--python", str(ward.prefix)]) == 1
+    [told] = json.loads(capsys.readouterr().out)["problems"]
+    assert told["cure"] == f"`torchenv install --python {ward.prefix}`"
+
+
 def test_missing_interpreter_is_an_error_and_no_diagnosis(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -21,7 +21,10 @@ from torchenv_magic.words import HelpRequested, Words, overview, parse_words
 # What a word needs is imported in it: `torchenv select` answers in a fraction of the time that the
 # modules of an install take to import.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torchenv_magic.builds.current import Refresh
+    from torchenv_magic.doctor import Diagnosis
     from torchenv_magic.installation.plan import Plan
     from torchenv_magic.installation.progress import Event
     from torchenv_magic.installation.uv import Cancellation
@@ -171,8 +174,22 @@ def _doctor(words: Words) -> int:
     from torchenv_magic.doctor import diagnosis_to_json, examine_and_judge
 
     diagnosis = examine_and_judge(python=words.python)
+    if words.python is not None:
+        diagnosis = _aimed(diagnosis, words.python)
     _print(words, str(diagnosis), diagnosis_to_json(diagnosis))
     return _FAILED if diagnosis.errors else 0
+
+
+def _aimed(diagnosis: Diagnosis, python: Path) -> Diagnosis:
+    """Return it with cures that name `python`: else they would change the Python that runs this."""
+    from torchenv_magic.doctor.problem import quoted
+
+    def named(text: str) -> str:
+        option = f" --python {quoted(str(python))}"
+        return re.sub(r"`%torchenv (?:install|verify)\b", lambda match: match[0] + option, text)
+
+    problems = tuple(replace(each, cure=named(each.cure)) for each in diagnosis.problems)
+    return replace(diagnosis, problems=problems)
 
 
 def _judge(words: Words, verification: Verification) -> int:
