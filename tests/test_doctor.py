@@ -464,6 +464,17 @@ def test_library_that_torch_requires_and_that_is_missing(ward: Ward) -> None:
     assert found.problems[1].meaning == "the library `libcudnn.so.9` is missing"
 
 
+def test_what_torch_requires_may_lie_in_the_python_below(ward: Ward, tmp_path: Path) -> None:
+    """As under `--system-site-packages`, and in Debian's folder: pip takes what is there."""
+    ward.add("cpu")
+    shutil.move(ward.info("filelock"), tmp_path)
+    (ward.site / "below.pth").write_text(f"{tmp_path}\n", encoding="utf-8")
+    assert ward.doctor().problems == ()
+    ward.require("filelock<4")
+    found = problem(ward.doctor(), "requirement-version")
+    assert "filelock is 4.99 where it needs <4" in found.found
+
+
 def test_library_of_another_version_than_torch_was_built_with(ward: Ward) -> None:
     ward.add("cu126")
     ward.require("nvidia-cudnn-cu12==9.10.2.21")
@@ -648,6 +659,71 @@ def test_folder_of_data_named_torch_does_not_hide_the_package(ward: Ward) -> Non
     ward.add("cpu")
     (Path.cwd() / "torch").mkdir()
     assert ward.doctor().problems == ()
+
+
+def put_aside(ward: Ward, folder: Path) -> Path:
+    """Move torch's code out of the environment, into a folder that its Python looks into."""
+    shutil.move(ward.site / "torch", folder / "torch")
+    (ward.site / "aside.pth").write_text(f"{folder}\n", encoding="utf-8")
+    return folder
+
+
+def test_another_pytorch_on_the_path_is_a_warning_and_no_broken_one(
+    ward: Ward, tmp_path: Path
+) -> None:
+    """A cluster's module and `pip install --user` do so on purpose."""
+    ward.add("cpu")
+    (tmp_path / "cluster").mkdir()
+    shutil.copytree(ward.site / "torch", tmp_path / "cluster/torch")
+    ward.environ["PYTHONPATH"] = str(tmp_path / "cluster")
+    found = problem(ward.doctor(), "shadowed")
+    assert found.severity == "warning"
+    assert found.meaning == "torch 2.13.0+cpu is used, and only the other one was examined"
+
+
+def test_pytorch_of_another_place_alone_is_a_warning(ward: Ward, tmp_path: Path) -> None:
+    ward.add("cpu")
+    shutil.rmtree(ward.info())
+    folder = put_aside(ward, tmp_path)
+    found = ward.doctor()
+    assert [(each.name, each.severity) for each in found.problems] == [("torch-missing", "warning")]
+    assert f"takes `{folder / 'torch' / '__init__.py'}`" in found.problems[0].found
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_session_that_holds_the_torch_of_another_place_is_not_stale(
+    ward: Ward, tmp_path: Path, *, registered: bool
+) -> None:
+    """Of the user site, of a cluster's module, of a checkout that was built after its metadata."""
+    ward.add("cpu")
+    put_aside(ward, tmp_path)
+    if registered:
+        info = ward.info()
+        info.rename(info.with_name("torch-2.12.0.dist-info"))
+    else:
+        shutil.rmtree(ward.info())
+    script = """
+import json, torch
+from torchenv_magic.doctor import diagnosis_to_json, examine_and_judge
+print(json.dumps(diagnosis_to_json(examine_and_judge(in_session=True))))
+"""
+    told = json.loads(ward.run(script).splitlines()[-1])
+    assert "session-stale" not in [each["name"] for each in told["problems"]]
+    assert "the torch that this session holds" in told["checked"]
+
+
+@POSIX
+def test_session_whose_folder_was_deleted_is_examined(ward: Ward, tmp_path: Path) -> None:
+    ward.add("cpu")
+    (tmp_path / "gone").mkdir()
+    script = f"""
+import os
+from torchenv_magic.doctor import examine_and_judge
+os.chdir({str(tmp_path / "gone")!r})
+os.rmdir(os.getcwd())
+print(examine_and_judge(in_session=True).problems)
+"""
+    assert "shadowed" not in ward.run(script)
 
 
 def test_torch_of_another_place_where_none_is_installed(ward: Ward) -> None:

@@ -82,6 +82,17 @@ class Case:
         """What the child found, as far as it came."""
         return self.examination.run.findings if self.examination.run else None
 
+    def version_of(self, name: str) -> str | None:
+        """Return the version of a package; empty where it can't be read, None where it is missing.
+
+        Of one that the interpreter finds elsewhere too: pip takes what the Python below has.
+        """
+        package = self.examination.environment.installed(name)
+        if package is not None:
+            return package.version
+        elsewhere = dict(self.findings.installed).get(name, ()) if self.findings else ()
+        return (elsewhere[0] or "") if elsewhere else None
+
     @property
     def imports(self) -> bool:
         """Whether the import was seen to work: then what looks wrong is not what breaks it."""

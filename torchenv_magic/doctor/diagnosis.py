@@ -17,7 +17,12 @@ from torchenv_magic.doctor.examination import Examination, examine
 from torchenv_magic.doctor.hardware import hardware_problems
 from torchenv_magic.doctor.packages import package_problems
 from torchenv_magic.doctor.problem import Problem, install_cure
-from torchenv_magic.doctor.process import import_problems, path_problems, session_problems
+from torchenv_magic.doctor.process import (
+    import_problems,
+    path_problems,
+    session_problems,
+    shown_file,
+)
 from torchenv_magic.environment import shown_path
 from torchenv_magic.errors import RequestError
 from torchenv_magic.selection import Request, Selection, select
@@ -152,10 +157,13 @@ def _problems(case: Case, remarks: Remarks) -> Iterator[Problem]:
 def _absent(case: Case) -> Iterator[Problem]:
     prefix = shown_path(case.examination.environment.prefix)
     origin = case.examination.origin
-    elsewhere = f", and `import torch` takes `{origin.path}`" if origin and origin.path else ""
+    elsewhere = ""
+    if origin and origin.path:
+        elsewhere = f", and `import torch` takes `{shown_file(origin.path)}`"
     yield Problem(
         name="torch-missing",
-        severity="error",
+        # A PyTorch of the user site, or of the Python below this environment, may work well.
+        severity="warning" if origin and origin.version is not None else "error",
         found=f"PyTorch is not installed in `{prefix}`{elsewhere}",
         meaning="that one belongs to something else, and was not examined"
         if elsewhere

@@ -142,6 +142,8 @@ class Origin:
     """Why it is found: `PYTHONPATH`, `the current directory`, `the user site`, or empty."""
     is_installed: bool = False
     """Whether it is the module that the installed package brought."""
+    version: str | None = None
+    """What the `version.py` beside it says: None where there is none, and it is no PyTorch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,14 +206,15 @@ def examine(
     environ = os.environ if environ is None else environ
     torch = environment.installed("torch")
     loaded = sys.modules.get("torch") if in_session else None
+    files = examine_files(environment, environ=environ, root=root)
     return replace(
-        examine_files(environment, environ=environ, root=root),
-        origin=_with_installed(_find_origin(environment, environ, in_session=in_session), torch),
+        files,
+        origin=_looked_at(_find_origin(environment, environ, in_session=in_session), torch),
         loaded_torch=_text(getattr(loaded, "__version__", None)),
         failed_import_left=in_session
         and loaded is None
         and any(name.startswith("torch.") for name in sys.modules),
-        run=_try(environment, try_seconds) if torch is not None else None,
+        run=_try(files, try_seconds) if torch is not None else None,
         recovered=recovered,
         unrepaired=unrepaired,
     )
@@ -267,14 +270,17 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _try(environment: Environment, seconds: float) -> ProbeRun:
+def _try(files: Examination, seconds: float) -> ProbeRun:
     """Import torch, compute, and import its companions, in a process of their own."""
+    requirements = (_requirement(text) for _, text in files.requirements)
+    needed = [canonicalize_name(each.name) for each in requirements if each is not None]
     question = {
-        "packages": list(FAMILY_MEMBERS),
+        # It sees what lies beside the environment too: in the Python below it, in Debian's folder.
+        "packages": list(dict.fromkeys([*FAMILY_MEMBERS, *needed])),
         "extensions": list(FAMILY_MEMBERS[1:]),
         "backend": None,
     }
-    return run_probe(environment.interpreter, question, seconds)
+    return run_probe(files.environment.interpreter, question, seconds)
 
 
 def _read_text(path: Path) -> str | None:
@@ -635,11 +641,16 @@ def _find_origin(
     return parse_origin(answer, folders)
 
 
-def _with_installed(origin: Origin | None, torch: InstalledPackage | None) -> Origin | None:
-    """Return the origin with the answer whether it is the installed one, links followed."""
-    if origin is None or origin.path is None or torch is None or torch.metadata_directory is None:
+def _looked_at(origin: Origin | None, torch: InstalledPackage | None) -> Origin | None:
+    """Return the origin with its version, and whether it is the installed one, links followed."""
+    if origin is None or origin.path is None:
         return origin
     folder = origin.path if origin.namespace else os.path.dirname(origin.path)  # noqa: PTH120
+    if Path(origin.path).stem == "__init__":
+        text = _read_text(Path(folder) / "version.py")
+        origin = replace(origin, version=parse_version_file(text or "").version)
+    if torch is None or torch.metadata_directory is None:
+        return origin
     expected = torch.metadata_directory.parent / "torch"
     try:
         same = os.path.samefile(folder, expected)  # noqa: PTH121

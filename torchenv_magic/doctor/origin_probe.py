@@ -39,8 +39,15 @@ def find_torch(extra: list[str]) -> dict[str, Any]:
         "origin": origin,
         "namespace": namespace,
         "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else None,
-        "folder": os.getcwd(),
+        "folder": _folder(),
     }
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None
 
 
 def _origin() -> tuple[str | None, bool]:

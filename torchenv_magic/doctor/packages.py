@@ -58,8 +58,9 @@ def _copies(case: Case) -> Iterator[Problem]:
                 meaning="the files of one lie over those of the other, so that parts of both run",
                 cure=_fresh_environment(case) if mixed else case.same_build_cure(),
             )
-        elif copies and not copies[0].complete and copies[0].installer != "conda":
-            # Debian's packages and `setup.py develop` have an .egg-info: no list is no fault there.
+        elif copies and not copies[0].complete and copies[0].installer in (None, "pip", "uv"):
+            # conda, rpm and their like keep lists of their own (PEP 627), and `setup.py develop`
+            # has an .egg-info: no list is no fault there.
             directory = copies[0].metadata_directory
             if directory is not None and directory.suffix == ".dist-info":
                 yield Problem(
@@ -210,19 +211,23 @@ def _parsed(text: str) -> Requirement | None:
         return None
 
 
-def _meets(package: InstalledPackage, requirement: Requirement) -> bool:
-    """Return whether the version will do; what can't be compared is not accused."""
+def _meets(text: str, requirement: Requirement) -> bool:
+    """Return whether that version will do; what can't be compared is not accused."""
     if requirement.url is not None:
         return True
     try:
-        return requirement.specifier.contains(Version(package.version), prereleases=True)
+        version = Version(text)
     except InvalidVersion:
         return True
+    # NVIDIA's `2.9.0a0+nv25.10` and what is built from a checkout count up to the release.
+    return any(
+        requirement.specifier.contains(each, prereleases=True)
+        for each in (version, Version(version.base_version))
+    )
 
 
 def _requirements(case: Case, remarks: Remarks) -> Iterator[Problem]:
     """Judge what torch itself needs: NVIDIA's libraries, and plain Python packages."""
-    environment = case.examination.environment
     missing: list[str] = []
     wrong: list[str] = []
     texts: list[str] = []
@@ -231,13 +236,13 @@ def _requirements(case: Case, remarks: Remarks) -> Iterator[Problem]:
         if requirement is None:
             continue
         name = canonicalize_name(requirement.name)
-        package = environment.installed(name)
+        version = case.version_of(name)
         plain = f"{requirement.name}{requirement.specifier}"
-        if package is None:
+        if version is None:
             missing.append(plain)
             texts.append(plain)
-        elif not _meets(package, requirement):
-            wrong.append(f"{name} is {package.version} where it needs {requirement.specifier}")
+        elif not _meets(version, requirement):
+            wrong.append(f"{name} is {version} where it needs {requirement.specifier}")
             texts.append(plain)
     if case.examination.requirements:
         remarks.checked.append(
@@ -279,11 +284,11 @@ def _others(case: Case, remarks: Remarks) -> Iterator[Problem]:
             if requirement is None:
                 continue
             name = canonicalize_name(requirement.name)
-            there = environment.installed(name)
+            there = case.version_of(name)
             if there is not None and _meets(there, requirement):
                 continue
             plain = f"{name}{requirement.specifier}"
-            state = f"{name} is {there.version}" if there else f"{name} is not installed"
+            state = f"{name} is {there}" if there else f"{name} is not installed"
             yield Problem(
                 name="requirement-of-another",
                 severity="warning",
@@ -339,7 +344,7 @@ def _companion_fault(case: Case, package: InstalledPackage, torch: InstalledPack
             requirement is not None
             and canonicalize_name(requirement.name) == "torch"
             and applies(requirement, case.examination.environment.interpreter)
-            and not _meets(torch, requirement)
+            and not _meets(torch.version, requirement)
         ):
             return (
                 f"{package.name} {package.version} needs torch{requirement.specifier}, and torch "

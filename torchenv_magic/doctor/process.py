@@ -11,7 +11,7 @@ from torchenv_magic.doctor.examination import ForeignLibrary
 from torchenv_magic.doctor.problem import Problem, install_cure
 from torchenv_magic.environment import shown_path
 
-__all__ = ["import_problems", "path_problems", "session_problems"]
+__all__ = ["import_problems", "path_problems", "session_problems", "shown_file"]
 
 _RESTART = "restart the kernel"
 
@@ -29,20 +29,25 @@ def path_problems(case: Case, remarks: Remarks) -> Iterator[Problem]:
         return
     owns = any(check.owns_module for check in case.examination.files if check.package == "torch")
     if not owns:
-        remarks.notes.append(f"`import torch` takes `{_shown(origin.path)}`")
+        remarks.notes.append(f"`import torch` takes `{shown_file(origin.path)}`")
         return
     remarks.checked.append("which `torch` is found first")
     if origin.is_installed:
         return
     found = Path(origin.path)
     via = f" through {origin.via}" if origin.via else ""
-    what = "a folder without code" if origin.namespace else "another module"
+    meaning = "another module is used in place of PyTorch"
+    if origin.namespace:
+        meaning = "a folder without code is used in place of PyTorch"
+    elif origin.version is not None:
+        # On purpose, maybe: a cluster's module, `pip install --user` over what all share.
+        meaning = f"torch {_plain(origin.version)} is used, and only the other one was examined"
     yield Problem(
         name="shadowed",
-        severity="error",
-        found=f"`import torch` takes `{_shown(origin.path)}`, found{via} before the installed "
+        severity="error" if origin.version is None else "warning",
+        found=f"`import torch` takes `{shown_file(origin.path)}`, found{via} before the installed "
         f"{case.shown}",
-        meaning=f"{what} is used in place of PyTorch",
+        meaning=meaning,
         cure=_shadow_cure(origin.via, found),
     )
 
@@ -50,13 +55,14 @@ def path_problems(case: Case, remarks: Remarks) -> Iterator[Problem]:
 def _shadow_cure(via: str, found: Path) -> str:
     folder = found.parent if found.stem == "__init__" else found
     if via == "PYTHONPATH":
-        return f"take `{_shown(folder.parent)}` out of `PYTHONPATH`, and {_RESTART}"
+        return f"take `{shown_file(folder.parent)}` out of `PYTHONPATH`, and {_RESTART}"
     if via == "the user site":
         return f"set `PYTHONNOUSERSITE=1`, and {_RESTART}"
-    return f"give `{_shown(folder)}` another name, and {_RESTART}"
+    return f"give `{shown_file(folder)}` another name, and {_RESTART}"
 
 
-def _shown(path: str | Path) -> str:
+def shown_file(path: str | Path) -> str:
+    """Return a path from outside as one line that code can quote."""
     text = "".join(c if c.isprintable() else "?" for c in shown_path(Path(path)))
     return text.replace("`", "'")
 
@@ -77,12 +83,15 @@ def session_problems(case: Case, remarks: Remarks) -> Iterator[Problem]:
         )
     if held is None:
         return
+    # What an import would take now, which need not be what is installed here. And the file, not the
+    # metadata: their spelling differs (`nv25.04`, `nv25.4`), and a build in place leaves it behind.
+    origin = seen.origin
+    if origin is None or (origin.path is not None and origin.version is None):
+        remarks.unchecked.append("the torch that this session holds: no file says its version")
+        return
     remarks.checked.append("the torch that this session holds")
-    # The file and not the metadata: their spelling differs (`nv25.04`, `nv25.4`).
-    on_disk = seen.version_file.version if seen.version_file else None
-    installed = on_disk or (case.torch.version if case.torch else None)
-    if held != installed:
-        now = f"{installed} is installed" if installed else "it is no longer installed"
+    if held != origin.version:
+        now = f"{origin.version} is installed" if origin.version else "it is no longer installed"
         yield Problem(
             name="session-stale",
             severity="error",
@@ -231,7 +240,7 @@ def _foreign(case: Case, remarks: Remarks) -> Iterator[Problem]:
             continue
         if case.imports and case.findings and case.findings.libraries and not loaded:
             remarks.notes.append(
-                f"`{folder.variable}` names `{_shown(folder.folder)}`, which holds "
+                f"`{folder.variable}` names `{shown_file(folder.folder)}`, which holds "
                 f"{listed(list(folder.names))}: torch loads its own instead"
             )
             continue
@@ -240,11 +249,11 @@ def _foreign(case: Case, remarks: Remarks) -> Iterator[Problem]:
         yield Problem(
             name="library-path",
             severity="warning" if case.imports else "error",
-            found=f"{names} {verb if loaded else 'may come from'} `{_shown(folder.folder)}`, which "
-            f"`{folder.variable}` names",
+            found=f"{names} {verb if loaded else 'may come from'} "
+            f"`{shown_file(folder.folder)}`, which `{folder.variable}` names",
             meaning="torch brings its own: another version can fail at the import, or in the "
             "middle of a computation",
-            cure=f"take `{_shown(folder.folder)}` out of `{folder.variable}`, and {_RESTART}",
+            cure=f"take `{shown_file(folder.folder)}` out of `{folder.variable}`, and {_RESTART}",
         )
 
 
