@@ -27,6 +27,7 @@ from torchenv_magic.builds.cache_folder import listing_file
 from torchenv_magic.doctor import Diagnosis
 from torchenv_magic.errors import RequestError, SelectionError, TorchEnvError, VerificationError
 from torchenv_magic.installation.plan import Plan
+from torchenv_magic.notebook import extension, rendering
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status
 
@@ -388,3 +389,8 @@ def test_host_is_a_table_that_tells_what_stands_in_the_way_and_what_to_do(
     assert "hint: if this is a container" in shown["text/html"]
     assert "<code>docker run --gpus all</code>" in shown["text/html"]
     assert "(hint: if this is a container" in shown["text/plain"]
+
+
+def test_loading_knows_each_record_that_has_a_table_by_its_name() -> None:
+    named = {(kind.__module__, kind.__name__) for kind in rendering._RENDERERS}
+    assert named == set(extension._RECORDS)

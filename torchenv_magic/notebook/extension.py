@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torchenv_magic.notebook import completion
 
@@ -35,13 +36,42 @@ def load(shell: InteractiveShell) -> None:
 
     shell.register_magic_function(torchenv, "line", "torchenv")  # type: ignore[arg-type]
     completion.register(shell)
+    for formatters, name in _formatters(shell):
+        formatters["text/html"].for_type_by_name(*name, _html)
+        formatters["text/plain"].for_type_by_name(*name, _text)
 
 
 def unload(shell: InteractiveShell) -> None:
     """Take away the magic, its completion and its formatters."""
-    import sys
-
     shell.magics_manager.magics["line"].pop("torchenv", None)
     completion.unregister(shell)
-    if rendering := sys.modules.get("torchenv_magic.notebook.rendering"):
-        rendering.unregister_formatters(shell)
+    for formatters, name in _formatters(shell):
+        for mime in ("text/html", "text/plain"):
+            formatters[mime].pop(".".join(name), None)
+
+
+# The records that are shown as tables, by name: to import them is what loading must not cost.
+_RECORDS = (
+    ("torchenv_magic.accelerators.records", "Host"),
+    ("torchenv_magic.doctor.diagnosis", "Diagnosis"),
+    ("torchenv_magic.installation.plan", "Plan"),
+    ("torchenv_magic.selection", "Selection"),
+    ("torchenv_magic.status", "Status"),
+    ("torchenv_magic.verification.report", "Verification"),
+)
+
+
+def _formatters(shell: InteractiveShell) -> Iterator[tuple[Any, tuple[str, str]]]:
+    if shell.display_formatter is not None:
+        for name in _RECORDS:
+            yield shell.display_formatter.formatters, name
+
+
+def _html(record: object) -> str:
+    from torchenv_magic.notebook.rendering import record_html
+
+    return record_html(record)
+
+
+def _text(record: object, printer: Any, _cycle: bool) -> None:  # noqa: ANN401, FBT001  (IPython's)
+    printer.text(str(record))

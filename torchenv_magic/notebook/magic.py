@@ -34,7 +34,6 @@ from torchenv_magic.notebook.rendering import (
     message_html,
     progress_html,
     progress_words,
-    register_formatters,
     verification_html,
 )
 from torchenv_magic.notebook.restart import Restart, RungChoice, colab_restart_button
@@ -61,7 +60,6 @@ def run(shell: InteractiveShell, line: str) -> Any:  # noqa: ANN401  (the word's
     TorchEnvError
         Shown as its message and hint; Run All stops.
     """
-    register_formatters(shell)
     try:
         words = parse_words(_split(line), notebook=True)
     except HelpRequested as request:

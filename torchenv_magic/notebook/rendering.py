@@ -1,4 +1,4 @@
-"""HTML for the records, and how IPython learns of it.
+"""HTML for the records.
 
 Only Jupyter's own colours (`--jp-*`) with fallbacks, so that light, dark and other themes fit; what
 is said is said in words, and a colour only repeats it. Everything from outside is escaped.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchenv_magic.accelerators import Host
 from torchenv_magic.doctor import Diagnosis
@@ -17,9 +17,6 @@ from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.selection import Alternative, Selection
 from torchenv_magic.status import Status
 from torchenv_magic.verification import Verification
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = [
     "STYLE",
@@ -30,9 +27,8 @@ __all__ = [
     "message_html",
     "plan_html",
     "progress_html",
-    "register_formatters",
+    "record_html",
     "status_html",
-    "unregister_formatters",
     "verification_html",
 ]
 
@@ -186,7 +182,7 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
         ("Installed", text),
     ]
     rows += _finding_rows(status.host)
-    rows += [("Note", words_html(note)) for note in status.selection.warnings]
+    rows += [("Note", words_html(note)) for note in status.warnings]
     if status.recovered:
         rows.append(("Repaired", words_html(status.recovered)))
     if status.unrepaired:
@@ -334,23 +330,6 @@ _RENDERERS: dict[type, Any] = {
 }
 
 
-def register_formatters(shell: InteractiveShell) -> None:
-    """Teach IPython to show the records: a table in a notebook, plain text in a terminal."""
-    if shell.display_formatter is None:
-        return
-    formatters = shell.display_formatter.formatters
-    for kind, render in _RENDERERS.items():
-        formatters["text/html"].for_type(kind, render)
-        formatters["text/plain"].for_type(
-            kind, lambda record, printer, _cycle: printer.text(str(record))
-        )
-
-
-def unregister_formatters(shell: InteractiveShell) -> None:
-    """Take back what `register_formatters` did."""
-    if shell.display_formatter is None:
-        return
-    formatters = shell.display_formatter.formatters
-    for kind in _RENDERERS:
-        for mime in ("text/html", "text/plain"):
-            formatters[mime].pop(kind, None)
+def record_html(record: object) -> str:
+    """Return the table of a record, whichever of those that have one it is."""
+    return str(_RENDERERS[type(record)](record))
