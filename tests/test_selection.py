@@ -15,13 +15,15 @@ from packaging.version import Version
 from torchenv_magic.accelerators.records import (
     Accelerator,
     ComputeCapability,
+    Finding,
     Host,
     Platform,
 )
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import driver_number, load_catalog
-from torchenv_magic.environment import Interpreter
+from torchenv_magic.environment import Environment, Interpreter
 from torchenv_magic.errors import RequestError
+from torchenv_magic.notebook.rendering import status_html
 from torchenv_magic.selection import (
     Request,
     Selection,
@@ -30,6 +32,7 @@ from torchenv_magic.selection import (
     selection_to_json,
 )
 from torchenv_magic.serialization import from_json, to_json
+from torchenv_magic.status import Status, verdict
 
 CATALOG = load_catalog()
 LINUX = Platform(system="linux", machine="x86_64", libc="glibc", libc_version="2.36")
@@ -636,8 +639,8 @@ MACHINES = (
         version=None,
         reason="no build of torch fits this host",
         warnings=(
-            "no build of torch can be installed here: no wheel for PyPy 3.11: Python 3.8 to 3.15",
-            "Python 3.8 to 3.15 have wheels",
+            "no build of torch can be installed here: no wheel for PyPy 3.11: CPython 3.8 to 3.15",
+            "CPython 3.8 to 3.15 have wheels",
         ),
     ),
 )
@@ -872,6 +875,80 @@ def test_torch_and_what_is_released_with_it_drive_the_version(
     assert selection.torch == torch
 
 
+@pytest.mark.parametrize(
+    "text", ['torch<2.9; sys_platform ~= "linux"', 'torch; os_name === "a" or os_name ~= "b"']
+)
+def test_marker_that_nobody_can_judge_is_an_error(text: str) -> None:
+    with pytest.raises(RequestError, match="compares what can't be compared") as caught:
+        select(Host(platform=LINUX), Request(requirements=(text,)), interpreter=PYTHON)
+
+    assert caught.value.hint
+
+
+def test_marker_is_judged_for_the_python_that_is_installed_into() -> None:
+    request = Request(requirements=('torch<2.9; implementation_name == "pypy"',))
+
+    assert select(Host(platform=LINUX), request, interpreter=PYTHON).torch == "2.14.1"
+
+
+def test_torch_from_before_the_catalog_is_left_to_an_index_that_is_named() -> None:
+    host = Host(platform=LINUX, accelerators=(ADA,))
+    way = "older than torch 2.4.0 is not known here: name a backend, and its index decides"
+
+    for text in ("torch==2.1.*", "torch<2.4", "torch~=2.3.0"):
+        older = select(host, Request(requirements=(text,)), interpreter=PYTHON)
+        assert (older.backend, older.warnings[-1]) == (None, way)
+    newer = select(host, Request(requirements=("torch==2.99",)), interpreter=PYTHON)
+    assert way not in newer.warnings
+
+
+def test_what_kept_detection_from_a_gpu_is_why_it_is_the_cpu() -> None:
+    message = "the NVIDIA driver did not answer within 2 s"
+    finding = Finding(message=message, source="NVML", hint="restart the machine")
+    host = Host(platform=LINUX, findings=(finding,))
+
+    silent = select(host, Request(), interpreter=PYTHON)
+    spoken = select(replace(host, accelerators=(ADA,)), Request(), interpreter=PYTHON)
+
+    assert (str(silent.backend), silent.warnings) == ("cpu", (finding.with_hint,))
+    assert spoken.warnings == ()
+    environment = Environment(
+        interpreter=PYTHON,
+        kind="venv",
+        prefix=Path("venv"),
+        site_packages=Path("venv"),
+        has_pip=False,
+        writable=True,
+        externally_managed=None,
+        free_bytes=0,
+    )
+    status = Status(host=host, environment=environment, selection=silent, installed_backend=None)
+    assert str(status).count(message) == 1
+    assert status_html(status).count(message) == 1
+
+
+def test_nothing_fits_is_told_of_the_gpu_that_something_would_fit() -> None:
+    host = Host(
+        platform=LINUX,
+        accelerators=(nvidia("GT 710", "3.5", "470.256.02"), amd("RX 7900", "gfx1100")),
+    )
+
+    selection = select(host, Request(requirements=("torch==2.99",)), interpreter=PYTHON)
+
+    assert selection.backend is None
+    assert "runs on RX 7900: " in selection.warnings[0]
+
+
+def test_cpu_build_beside_a_gpu_that_another_would_use_is_said() -> None:
+    host = Host(platform=LINUX, accelerators=(ADA, nvidia("GT 710", "3.5")))
+    both = select(host, Request(), interpreter=PYTHON)
+    idle = select(Host(platform=LINUX), Request(), interpreter=PYTHON)
+
+    assert both.unsupported_accelerators == ("GT 710",)
+    assert verdict(both, Backend("cpu")) == "does not use the accelerator"
+    assert verdict(idle, Backend("cpu")) is None
+
+
 def test_backend_without_a_package_that_was_asked_for_is_none() -> None:
     host = Host(platform=LINUX, accelerators=(ADA,))
     request = Request(requirements=("torch", "TorchAudio", "torchvision"))
@@ -896,7 +973,7 @@ def test_uv_torch_backend_speaks_where_the_request_does_not() -> None:
     assert str(by_request.backend) == "cpu"
 
 
-@pytest.mark.parametrize("word", ["auto", ""])
+@pytest.mark.parametrize("word", ["auto", "", " "])
 def test_uv_torch_backend_auto_leaves_the_choice(word: str) -> None:
     host = Host(platform=LINUX, accelerators=(ADA,))
 
@@ -905,8 +982,8 @@ def test_uv_torch_backend_auto_leaves_the_choice(word: str) -> None:
     assert str(selection.backend) == "cu132"
 
 
-def test_uv_torch_backend_of_no_backend_is_an_error() -> None:
-    with pytest.raises(RequestError, match="is not a backend"):
+def test_uv_torch_backend_of_no_backend_is_an_error_that_names_it() -> None:
+    with pytest.raises(RequestError, match="`cuda` is not a backend, and `UV_TORCH_BACKEND`"):
         select(
             Host(platform=LINUX),
             Request(),

@@ -191,8 +191,13 @@ def select(
         demand=_demand(request.requirements, interpreter),
     )
     asked, asked_by = request.backend, "asked for"
-    if asked is None and (word := (environ or {}).get("UV_TORCH_BACKEND", "")):
-        asked, asked_by = parse_backend(word, catalog), "`UV_TORCH_BACKEND` asks for it"
+    if asked is None and (word := (environ or {}).get("UV_TORCH_BACKEND", "").strip()):
+        asked_by = "`UV_TORCH_BACKEND` asks for it"
+        try:
+            asked = parse_backend(word, catalog)
+        except RequestError as error:
+            message = f"{error.message}, and `UV_TORCH_BACKEND` asks for it"
+            raise RequestError(message, hint=error.hint) from error
     if asked is not None:
         return _as_asked(question, asked, asked_by)
     return _best(question)
@@ -556,12 +561,14 @@ def _python_words(interpreter: Interpreter) -> str:
 
 def _python_reason(interpreter: Interpreter, builds: Iterable[Build]) -> str:
     tags = {tag for build in builds for tag in build.python_tags}
-    return f"no wheel for {_python_words(interpreter)}: Python {_python_range(tags)}"
+    return f"no wheel for {_python_words(interpreter)}: {_python_range(interpreter, tags)}"
 
 
-def _python_range(tags: Iterable[str]) -> str:
+def _python_range(interpreter: Interpreter, tags: Iterable[str]) -> str:
     minors = sorted(int(tag.removeprefix("cp3")) for tag in tags if not tag.endswith("t"))
-    return f"3.{minors[0]} to 3.{minors[-1]}"
+    name = "CPython" if interpreter.implementation != "cpython" else "Python"
+    kind = "ordinary " if interpreter.free_threaded else ""
+    return f"{kind}{name} 3.{minors[0]} to 3.{minors[-1]}"
 
 
 def _system_reason(platform: Platform, builds: Iterable[Build]) -> str:
@@ -633,7 +640,7 @@ def _best(question: _Question) -> Selection:
     ]
     cpu = next((verdict for verdict in verdicts if verdict.backend.kind == "cpu"), None)
     if reachable or cpu is None or not cpu.fits:
-        return _nothing(question, verdicts)
+        return _nothing(question, verdicts, reachable)
     return _chosen_cpu(question, verdicts, cpu)
 
 
@@ -675,21 +682,23 @@ def _chosen_cpu(question: _Question, verdicts: tuple[_Verdict, ...], cpu: _Verdi
         reason = "the ordinary wheel computes on Apple silicon through MPS"
     else:
         reason = "no accelerator was found"
+    warnings = [_unsupported_warning(question, item) for item in unsupported]
+    if not question.host.accelerators:
+        # Whatever kept detection from a GPU is why this is the cpu.
+        warnings = [finding.with_hint for finding in question.host.findings]
     return _selection(
-        question,
-        verdicts,
-        cpu,
-        reason=reason,
-        warnings=[_unsupported_warning(question, item) for item in unsupported],
-        unsupported=unsupported,
+        question, verdicts, cpu, reason=reason, warnings=warnings, unsupported=unsupported
     )
 
 
-def _nothing(question: _Question, verdicts: tuple[_Verdict, ...]) -> Selection:
+def _nothing(
+    question: _Question, verdicts: tuple[_Verdict, ...], reachable: Iterable[Vendor]
+) -> Selection:
+    """Return that no build fits, told of the first vendor that one would be `reachable` for."""
     first = next(
         (
             question.targets(vendor)[0]
-            for vendor in question.vendors()
+            for vendor in (*reachable, *question.vendors())
             if vendor in _VENDOR_OF_KIND.values()
         ),
         None,
@@ -724,6 +733,7 @@ def _remedies(question: _Question, verdicts: tuple[_Verdict, ...]) -> list[str]:
         _unused_gpu(question, verdicts),
         _pypi_wheel(question),
         _other_python(question),
+        _older_torch(question),
     ]
     platform = question.host.platform
     if (platform.system, platform.machine) == ("macos", "x86_64"):
@@ -783,7 +793,20 @@ def _other_python(question: _Question) -> str | None:
     }
     if not tags or question.interpreter.tag in tags:
         return None
-    return f"Python {_python_range(tags)} have wheels"
+    return f"{_python_range(question.interpreter, tags)} have wheels"
+
+
+def _older_torch(question: _Question) -> str | None:
+    """Return the way to a torch from before the catalog, which an index may well have."""
+    oldest = min(build.torch for builds in question.catalog.builds.values() for build in builds)
+    bounds = [
+        specifier.version.removesuffix(".*")
+        for specifier in question.demand.torch or ()
+        if specifier.operator in {"==", "~=", "<", "<="}
+    ]
+    if not any(Version(bound) <= oldest for bound in bounds):
+        return None
+    return f"older than torch {oldest} is not known here: name a backend, and its index decides"
 
 
 def _as_asked(question: _Question, backend: Backend, asked_by: str) -> Selection:
@@ -988,6 +1011,15 @@ def _exclusion(
     return f"torch<{major}.{minor}"
 
 
+def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
+    try:
+        return requirement.marker is None or requirement.marker.evaluate(environment)
+    except ValueError as error:  # `sys_platform ~= "linux"`: no such order among names
+        message = f"the marker of `{requirement}` compares what can't be compared"
+        hint = 'write it such as `torch<2.9; python_version < "3.12"`'
+        raise RequestError(message, hint=hint, detail=str(error)) from error
+
+
 # A name alone, as PEP 508 has it.
 _BARE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -995,7 +1027,10 @@ _BARE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
     """Return what the requirements demand of torch, all together."""
     version = interpreter.version
+    names = {"cpython": "CPython", "pypy": "PyPy"}
     environment = {
+        "implementation_name": interpreter.implementation,
+        "platform_python_implementation": names.get(interpreter.implementation, ""),
         "python_version": ".".join(version.split(".")[:2]),
         "python_full_version": version,
     }
@@ -1008,7 +1043,7 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
         from packaging.utils import canonicalize_name
 
         requirement = parse_requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate(environment):
+        if _applies(requirement, environment):
             name = canonicalize_name(requirement.name)
             named.add(name)
             there = demands.get(name)
