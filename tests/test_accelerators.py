@@ -166,6 +166,23 @@ def test_each_failure_of_nvidia_smi_has_its_own_words_and_a_hint(
 
 
 @pytest.mark.parametrize(
+    ("words", "returncode"),
+    [
+        ("WARNING: infoROM is corrupted at gpu 0000:65:00.0", 14),
+        ("Unable to determine the device handle for GPU0000:1A:00.0: GPU is lost.", 15),
+    ],
+)
+def test_gpus_that_a_failing_nvidia_smi_prints_are_there(words: str, returncode: int) -> None:
+    output = f"NVIDIA A100-SXM4-40GB, 550.54.15, 40960, 8.0\n{words}\n"
+
+    report = nvidia_smi_report(Completed(returncode=returncode, output=output))
+
+    assert [gpu.name for gpu in report.accelerators] == ["NVIDIA A100-SXM4-40GB"]
+    [finding] = report.findings
+    assert words in finding.message
+
+
+@pytest.mark.parametrize(
     ("name", "driver_version"),
     [("nvidia-smi-jetson", "540.4.0"), ("nvidia-smi-jetson-r36.3", None)],
 )
@@ -440,6 +457,26 @@ def test_card_that_only_the_bus_names_has_its_own_words(
     tmp_path: Path, driver: str, message: str
 ) -> None:
     pci_card(tmp_path, "0000:01:00.0", "0x10de", driver)
+
+    [finding] = detect(root=tmp_path, environ={}).findings
+
+    assert message in finding.message
+    assert finding.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "bound", "message"),
+    [
+        ("590.48.01", "", "the driver 590.48.01 has given up cards as old as this one"),
+        ("580.95.05", "", "the NVIDIA driver 580.95.05 is on the host, and no GPU is here"),
+        ("590.48.01", "nvidia", "the NVIDIA driver 590.48.01 is on the host, and no GPU is here"),
+    ],
+)
+def test_driver_that_is_too_new_for_the_card_is_no_container(
+    tmp_path: Path, version: str, bound: str, message: str
+) -> None:
+    write(tmp_path, "sys/module/nvidia/version", f"{version}\n")
+    pci_card(tmp_path, "0000:01:00.0", "0x10de", bound)
 
     [finding] = detect(root=tmp_path, environ={}).findings
 
@@ -1128,7 +1165,24 @@ def test_nvidia_smi_that_cannot_be_started_is_one_line(
 
     [finding] = detect(root=tmp_path / "root", environ=environ).findings
 
-    assert finding.message.startswith("the NVIDIA driver could not be read: ")
+    assert finding.message.startswith("`nvidia-smi` can't be started: ")
+    assert finding.hint
+
+
+@posix_only
+def test_nvidia_smi_that_cannot_be_started_leaves_the_word_to_the_kernel(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    environ = nvidia_smi("true")
+    (tmp_path / "bin/nvidia-smi").write_bytes(b"\x7fELF for another machine")
+    root = tmp_path / "root"
+    container_with_device_nodes(root)
+    write(root, "usr/lib/wsl/lib/libcuda.so.1")
+    kernel_names_gpu(root, "01", machine_text("proc-driver-nvidia-gpu"))
+
+    host = detect(root=root, environ=environ)
+
+    assert [gpu.source for gpu in host.accelerators] == ["/proc/driver/nvidia/gpus"]
 
 
 # --- NVML ---------------------------------------------------------------------------------------
@@ -1324,11 +1378,30 @@ AMD = Accelerator(vendor="amd", name="AMD GPU gfx1100", gfx="gfx1100")
         ({"CUDA_VISIBLE_DEVICES": ""}, True),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, True),
         ({"CUDA_VISIBLE_DEVICES": "-1,0"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "none"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, True),
+        ({"CUDA_VISIBLE_DEVICES": " +0 "}, False),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, False),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-GPU-8932f937/1/0"}, False),
+        ({"CUDA_VISIBLE_DEVICES": "9" * 5000}, True),
         ({"HIP_VISIBLE_DEVICES": "-1"}, False),
     ],
 )
 def test_variables_that_hide_every_gpu(environ: dict[str, str], *, hidden: bool) -> None:
     assert bool(visibility_findings((NVIDIA,), environ)) is hidden
+
+
+def test_variable_of_cuda_hides_amd_gpus_where_their_own_is_not_set() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "-1"}
+
+    [finding] = visibility_findings((AMD,), environ)
+    [once] = visibility_findings((NVIDIA, AMD), environ)
+    none = visibility_findings((AMD,), {**environ, "HIP_VISIBLE_DEVICES": "0"})
+
+    assert finding == once
+    assert finding.message == "`CUDA_VISIBLE_DEVICES=-1` hides every GPU from PyTorch"
+    assert none == ()
 
 
 def test_uv_driver_version_overrides_the_driver_that_was_found() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torchenv_magic.accelerators.apple import (
     apple_accelerators,
@@ -20,10 +21,14 @@ from torchenv_magic.accelerators.probing import (
     PciCard,
     Probe,
     Report,
+    clean,
     find_program,
     read_pci_cards,
 )
 from torchenv_magic.accelerators.records import Accelerator, Finding, Host
+
+if TYPE_CHECKING:
+    from torchenv_magic.accelerators.windows import DisplayAdapter
 
 __all__ = ["apply_overrides", "detect", "visibility_findings"]
 
@@ -56,6 +61,10 @@ def detect(
     other_probes = [
         Probe("Intel's graphics", lambda: _read_intel(cards_soon(), root, environ)),
     ]
+    # What lies below another root is no Windows, whatever runs the tests.
+    adapters_probe = None
+    if sys.platform == "win32" and root == Path("/"):
+        adapters_probe = Probe("Windows' list of devices", _read_adapters)
     platform = read_platform(root=root, environ=environ, timeout_seconds=bound)
 
     nvidia_answer, nvidia_failure = nvidia_probe.answer(timeout_seconds=bound)
@@ -73,13 +82,11 @@ def detect(
     reports = [nvidia, *(report for report in (amd, *(one for one, _ in others)) if report)]
     failures = [nvidia_failure, kernel_failure, amd_failure, cards_failure]
     failures += [failure for _, failure in others]
-    # What lies below another root is no Windows, whatever runs the tests.
-    if sys.platform == "win32" and root == Path("/"):
-        adapters_probe = Probe(
-            "Windows' list of devices", lambda: _read_windows(nvidia=bool(nvidia.accelerators))
-        )
+    if adapters_probe is not None:
+        from torchenv_magic.accelerators.windows import adapters_report
+
         adapters, adapters_failure = adapters_probe.answer(timeout_seconds=bound)
-        reports.append(adapters or Report())
+        reports.append(adapters_report(adapters or (), nvidia=bool(nvidia.accelerators)))
         failures.append(adapters_failure)
     reports.append(
         Report(
@@ -136,10 +143,10 @@ def _read_intel(cards: tuple[PciCard, ...], root: Path, environ: Mapping[str, st
     return intel_report(read_intel(root, environ))
 
 
-def _read_windows(*, nvidia: bool) -> Report:
-    from torchenv_magic.accelerators.windows import adapters_report, read_adapters
+def _read_adapters() -> tuple[DisplayAdapter, ...]:
+    from torchenv_magic.accelerators.windows import read_adapters
 
-    return adapters_report(read_adapters(), nvidia=nvidia)
+    return read_adapters()
 
 
 def visibility_findings(
@@ -151,15 +158,24 @@ def visibility_findings(
         ("nvidia", "CUDA_VISIBLE_DEVICES"),
         ("amd", "HIP_VISIBLE_DEVICES"),
         ("amd", "ROCR_VISIBLE_DEVICES"),
+        # HIP takes CUDA's where its own is not set.
+        *([] if "HIP_VISIBLE_DEVICES" in environ else [("amd", "CUDA_VISIBLE_DEVICES")]),
     ):
         value = environ.get(name)
-        # The list ends at the first entry that names no device, so a leading -1 hides all.
-        hides = value is not None and value.split(",")[0].strip() in {"", "-1", "NoDevFiles"}
-        if hides and any(accelerator.vendor == vendor for accelerator in accelerators):
-            message = f"`{name}={value}` hides every GPU from PyTorch"
+        count = sum(accelerator.vendor == vendor for accelerator in accelerators)
+        if value is not None and count and _hides_all(value, count):
+            message = f"`{name}={clean(value)}` hides every GPU from PyTorch"
             hint = f"unset `{name}` before PyTorch is imported"
             findings.append(Finding(message=message, source=name, hint=hint))
-    return tuple(findings)
+    return tuple(dict.fromkeys(findings))
+
+
+def _hides_all(value: str, count: int) -> bool:
+    """Return whether the first entry names none of `count` GPUs: there such a list ends."""
+    first = value.partition(",")[0].strip()
+    if number := re.match(r"\+?([0-9]{1,9})", first):
+        return int(number[1]) >= count
+    return not first.startswith(("GPU-", "MIG-"))
 
 
 def apply_overrides(host: Host, environ: Mapping[str, str]) -> Host:

@@ -81,7 +81,7 @@ _PROBLEMS: dict[int, tuple[str, str]] = {
     ),
     _NO_DEVICES: (
         "the NVIDIA driver answers and reports no GPU",
-        "in a container, pass the GPUs on (`--gpus all`)",
+        "in a container, pass the GPUs on (`--gpus all`); in a batch job, ask for one",
     ),
     _DRIVER_NOT_LOADED: (
         "NVIDIA's libraries are here, its driver is not loaded",
@@ -422,7 +422,11 @@ def nvidia_smi_report(
         message = "`nvidia-smi` did not answer in time, or would not stop talking"
         hint = "a driver that hangs usually needs a restart of the machine"
         return Report(findings=(Finding(message=message, source=source, hint=hint),))
-    if completed.returncode != 0:
+    lines = [line for line in completed.output.splitlines() if line.strip()]
+    gpus = [(line, _smi_line(line, fields)) for line in lines]
+    # A card whose infoROM is corrupted, or one of several that is lost, makes it fail (14, 15), and
+    # it prints the others all the same.
+    if completed.returncode != 0 and not any(gpu for _, gpu in gpus):
         words = clean(completed.output)
         return Report(findings=(_problem(completed.returncode, words, source=source),))
     asked = "compute_cap" in fields
@@ -430,17 +434,15 @@ def nvidia_smi_report(
     accelerators: list[Accelerator] = []
     findings: list[Finding] = []
     rubbish = []
-    for line in completed.output.splitlines():
-        if not line.strip():
-            continue
-        parsed = _smi_line(line, fields)
-        if parsed is None:
+    for line, gpu in gpus:
+        if gpu is None:
             rubbish.append(line)
             continue
-        if parsed.compute_capability is None:
-            parsed, finding = _with_known_capability(parsed, teller)
+        accelerator = replace(gpu, cuda_version=cuda_version)
+        if accelerator.compute_capability is None:
+            accelerator, finding = _with_known_capability(accelerator, teller)
             findings.append(finding)
-        accelerators.append(replace(parsed, cuda_version=cuda_version))
+        accelerators.append(accelerator)
     if rubbish or not accelerators:
         words = clean(rubbish[0]) if rubbish else ""
         said = f"printed `{words}`" if words else "printed nothing"
@@ -495,7 +497,11 @@ def read_nvidia(
     report = nvml_report(reading)
     if reading.settles:
         return report
-    answer = read_nvidia_smi(root=root, environ=environ, timeout_seconds=timeout_seconds)
+    try:
+        answer = read_nvidia_smi(root=root, environ=environ, timeout_seconds=timeout_seconds)
+    except OSError as error:
+        answer = None
+        report = Report(findings=(_not_started(error),))
     if answer is not None:
         completed = answer.completed
         report = nvidia_smi_report(completed, answer.fields, cuda_version=answer.cuda_version)
@@ -505,6 +511,12 @@ def read_nvidia(
         return report
     named = named_report(read_named_gpus(root, environ=environ))
     return named if named.accelerators or named.findings else report
+
+
+def _not_started(error: OSError) -> Finding:
+    message = f"`nvidia-smi` can't be started: {clean(error.strerror or str(error))}"
+    hint = "it is made for another system: use the one of this machine's NVIDIA driver"
+    return Finding(message=message, source="nvidia-smi", hint=hint)
 
 
 # --- The kernel's names for its GPUs ------------------------------------------------------------
@@ -723,7 +735,13 @@ def kernel_report(reading: KernelReading, cards: Sequence[PciCard] = ()) -> Repo
     """Return why no GPU answered although the kernel has a driver, or the PCI bus a card."""
     cards = [card for card in cards if card.vendor == "0x10de"]
     source = reading.source
-    if reading.driver_version is not None and not reading.device_nodes:
+    if _is_too_new(reading, cards):
+        message = (
+            f"an NVIDIA card is here, and the driver {reading.driver_version} has given up cards"
+            " as old as this one"
+        )
+        hint = "install NVIDIA's driver 580, the last for the GTX 10 series, Volta and Maxwell"
+    elif reading.driver_version is not None and not reading.device_nodes:
         message = (
             f"the NVIDIA driver {reading.driver_version} is on the host, and no GPU is here:"
             " there is no device node"
@@ -751,6 +769,25 @@ def kernel_report(reading: KernelReading, cards: Sequence[PciCard] = ()) -> Repo
     else:
         return Report()
     return Report(findings=(Finding(message=message, source=source, hint=hint),))
+
+
+# The PCI ids of Turing begin here, and those of all older chips end before (pci.ids).
+_FIRST_TURING_ID = 0x1E00
+
+
+def _is_too_new(reading: KernelReading, cards: Sequence[PciCard]) -> bool:
+    """Return whether the driver is one from after 580, and all that is here are older cards.
+
+    It is loaded then and leaves them alone.
+    """
+    if reading.driver_version is None or int(reading.driver_version.partition(".")[0]) < 590:
+        return False
+    return bool(cards) and all(
+        not card.driver
+        and re.fullmatch("0x[0-9a-f]{4}", card.device) is not None
+        and int(card.device, 16) < _FIRST_TURING_ID
+        for card in cards
+    )
 
 
 def _card_words(driver: str) -> tuple[str, str]:
