@@ -53,8 +53,7 @@ class Case:
         """The release, where the wheel is one of PyTorch's own: only of those the catalog knows."""
         if self.torch is None or self.torch.installer == "conda":
             return None
-        seen = self.examination.version_file
-        texts = [self.torch.version, seen.version if seen and seen.version else self.torch.version]
+        texts = [self.torch.version, self.examination.version_file or self.torch.version]
         versions = [stock_version(text) for text in texts]
         return versions[0] if None not in versions else None
 

@@ -45,7 +45,6 @@ __all__ = [
     "ForeignLibrary",
     "Origin",
     "SharedLibrary",
-    "VersionFile",
     "applies",
     "examine",
     "examine_files",
@@ -64,16 +63,6 @@ _MOST_FOLDERS = 64
 _MOST_ENTRIES = 20_000
 _NAMED = 3
 """Files that are named where many are missing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionFile:
-    """What `torch/version.py` says of its build, as text: it is not imported."""
-
-    version: str | None = None
-    cuda: str | None = None
-    hip: str | None = None
-    xpu: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +116,6 @@ class CondaPackage:
 
     name: str
     version: str
-    build: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +141,8 @@ class Examination:
     environment: Environment
     backend: Backend | None = None
     """The installed build; None where torch is missing, or doesn't say."""
-    version_file: VersionFile | None = None
-    """None where it can't be read."""
+    version_file: str | None = None
+    """The version in `torch/version.py`, as text: it is not imported. None where none is read."""
     asked_backend: Backend | None = None
     """What was asked for with the last install through this package."""
     files: tuple[FileCheck, ...] = ()
@@ -294,9 +282,7 @@ def _read_text(path: Path) -> str | None:
 # --------------------------------------------------------------------------------- torch/version.py
 
 
-def _read_version_file(
-    environment: Environment, torch: InstalledPackage | None
-) -> VersionFile | None:
+def _read_version_file(environment: Environment, torch: InstalledPackage | None) -> str | None:
     if torch is None:
         return None
     beside = torch.metadata_directory.parent if torch.metadata_directory else None
@@ -304,22 +290,16 @@ def _read_version_file(
     return None if text is None else parse_version_file(text)
 
 
-def parse_version_file(text: str) -> VersionFile:
-    """Return what the generated file says, with and without annotations.
+def parse_version_file(text: str) -> str | None:
+    """Return the version that the generated file says, with and without annotations.
 
-    >>> parse_version_file("__version__ = '2.13.0+cpu'").version
+    >>> parse_version_file("__version__ = '2.13.0+cpu'")
     '2.13.0+cpu'
     """
-
-    def value(name: str) -> str | None:
-        match = re.search(
-            rf"^{name}\b[^=\n]{{0,80}}=[ \t]*['\"]([^'\"\n]{{1,80}})['\"]", text, re.MULTILINE
-        )
-        return match[1] if match and match[1].isprintable() else None
-
-    return VersionFile(
-        version=value("__version__"), cuda=value("cuda"), hip=value("hip"), xpu=value("xpu")
+    match = re.search(
+        r"^__version__\b[^=\n]{0,80}=[ \t]*['\"]([^'\"\n]{1,80})['\"]", text, re.MULTILINE
     )
+    return match[1] if match and match[1].isprintable() else None
 
 
 # -------------------------------------------------------------------------------------- the files
@@ -545,8 +525,7 @@ def _read_conda(prefix: Path) -> tuple[CondaPackage, ...]:
         name, _, rest = file_name.removesuffix(".json").partition("-")
         # `pytorch-cuda-12.4-…` and `pytorch-mutex-1.0-…` are other packages.
         if file_name.endswith(".json") and name in _CONDA_NAMES and rest[:1].isdigit():
-            version, _, build = rest.partition("-")
-            found.append(CondaPackage(name=name, version=version, build=build))
+            found.append(CondaPackage(name=name, version=rest.partition("-")[0]))
     return tuple(found)
 
 
@@ -648,7 +627,7 @@ def _looked_at(origin: Origin | None, torch: InstalledPackage | None) -> Origin 
     folder = origin.path if origin.namespace else os.path.dirname(origin.path)  # noqa: PTH120
     if Path(origin.path).stem == "__init__":
         text = _read_text(Path(folder) / "version.py")
-        origin = replace(origin, version=parse_version_file(text or "").version)
+        origin = replace(origin, version=parse_version_file(text or ""))
     if torch is None or torch.metadata_directory is None:
         return origin
     expected = torch.metadata_directory.parent / "torch"
