@@ -952,6 +952,14 @@ def test_gpu_that_computes_has_nothing_wrong() -> None:
             {"driver-too-old": "error"},
             "`%torchenv install`",
         ),
+        # Other builds have its code, and a driver that ran them would not run this one.
+        (
+            "2.14.1+cu130",
+            "cu130",
+            [gpu("5.0", "390.157")],
+            {"driver-too-old": "error", "no-gpu-code": "error"},
+            "install NVIDIA's driver 580 or newer, and restart the machine",
+        ),
         # No build runs with that driver.
         (
             "2.13.0+cu126",
@@ -1210,6 +1218,14 @@ def test_reason_why_no_gpu_was_found_is_told() -> None:
     none = problem(judged(seen(), host(findings=(other,))), "no-gpu")
     assert none.found.endswith(", and no NVIDIA GPU is here")
     assert none.cure == "`%torchenv install cpu`"
+
+
+def test_gpu_whose_driver_is_too_old_for_every_build_is_not_called_too_old_itself() -> None:
+    found = judged(seen("2.14.1+cu130", "cu130"), host(gpu("5.0", "390.157")))
+    code = problem(found, "no-gpu-code")
+    assert "; its driver 390.157 is too old; with driver " in code.meaning
+    assert code.cure.startswith("install NVIDIA's driver ")
+    assert code.cure.endswith(" or newer, and restart the machine")
 
 
 def test_gpu_is_named_once_and_two_are_plural() -> None:

@@ -180,8 +180,6 @@ def _driver_problem(case: Case, need: str, here: Accelerator) -> Problem:
     if instead is None and hopeless:
         meaning += f"; driver {newest} is the last that knows {here.name}"
     other = install_cure() if instead is not None else install_cure("cpu")
-    # Under WSL the driver is that of Windows; one for Linux would break it.
-    where = " in Windows" if case.host.platform.wsl else ""
     return Problem(
         name="driver-too-old",
         severity="error",
@@ -189,9 +187,14 @@ def _driver_problem(case: Case, need: str, here: Accelerator) -> Problem:
         meaning=meaning,
         cure=other
         if instead is not None or hopeless
-        else f"install NVIDIA's driver {version[1] if version else ''} or newer{where}, and "
-        "restart the machine",
+        else _driver_cure(case, version[1] if version else ""),
     )
+
+
+def _driver_cure(case: Case, version: str) -> str:
+    # Under WSL the driver is that of Windows; one for Linux would break it.
+    where = " in Windows" if case.host.platform.wsl else ""
+    return f"install NVIDIA's driver {version} or newer{where}, and restart the machine"
 
 
 def _branch(version: str) -> tuple[int, ...]:
@@ -239,8 +242,8 @@ def _code(case: Case, mine: tuple[Accelerator, ...], remarks: Remarks) -> Iterat
         found=f"{case.shown} has no code for {_needs(without)}{_holds(case)}{by_rule}",
         meaning="what is computed on this GPU "
         + ("is likely to fail" if by_rule else "fails (`no kernel image is available`)")
-        + _instead(case),
-        cure=_better_build_cure(case),
+        + _instead(case, without),
+        cure=_better_build_cure(case, without),
     )
 
 
@@ -300,10 +303,17 @@ def _needs(items: Iterable[Accelerator]) -> str:
     return listed(list(dict.fromkeys(texts)))
 
 
-def _instead(case: Case) -> str:
+def _unused(case: Case, items: Iterable[Accelerator]) -> str:
+    """Return why no build at all is chosen for these GPUs, in the selection's words."""
+    leads = [f"{item.name} stays unused: " for item in items]
+    lines = (line for line in case.selection.warnings if line.startswith(tuple(leads)))
+    return next(lines, "").partition(": ")[2]
+
+
+def _instead(case: Case, items: Iterable[Accelerator]) -> str:
     best = case.selection.backend
     if best is None or best.kind == "cpu":
-        return "; no build for this system runs on it"
+        return f"; {_unused(case, items) or 'no build for this system runs on it'}"
     if case.selection.torch is None or best == case.backend:
         return ""
     if case.backend is not None and best.kind != case.backend.kind:
@@ -311,9 +321,12 @@ def _instead(case: Case) -> str:
     return f"; torch {case.selection.torch} for {best.label} has code for it"
 
 
-def _better_build_cure(case: Case) -> str:
+def _better_build_cure(case: Case, items: Iterable[Accelerator]) -> str:
     best = case.selection.backend
-    return install_cure() if best is not None and best.kind != "cpu" else install_cure("cpu")
+    if best is not None and best.kind != "cpu":
+        return install_cure()
+    driver = re.search(r"with driver (\S+) or newer", _unused(case, items))
+    return _driver_cure(case, driver[1]) if driver else install_cure("cpu")
 
 
 def _names(items: Iterable[Accelerator]) -> str:
