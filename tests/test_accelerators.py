@@ -1433,9 +1433,10 @@ def test_uv_amd_architecture_comes_before_what_was_found() -> None:
     assert [gpu.gfx or gpu.name for gpu in overridden.accelerators] == ["gfx942", "Tesla T4"]
 
 
+@pytest.mark.parametrize("value", ["rubbish\x1b", "1" * 5000, "5.5.5.5.5"])
 @pytest.mark.parametrize("name", ["UV_CUDA_DRIVER_VERSION", "UV_AMD_GPU_ARCHITECTURE"])
-def test_malformed_override_is_ignored_and_said(name: str) -> None:
-    host = apply_overrides(Host(platform=LINUX, accelerators=(NVIDIA,)), {name: "rubbish\x1b"})
+def test_malformed_override_is_ignored_and_said(name: str, value: str) -> None:
+    host = apply_overrides(Host(platform=LINUX, accelerators=(NVIDIA,)), {name: value})
 
     assert host.accelerators == (NVIDIA,)
     assert "is ignored" in host.findings[0].message

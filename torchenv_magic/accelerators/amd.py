@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchenv_magic.accelerators.probing import (
+    NO_ANSWER_HINT,
     Completed,
     PciCard,
     Report,
@@ -218,6 +219,7 @@ def amd_report(reading: KfdReading) -> Report:
         ranked.append((is_integrated(node, gfx=gfx, memory_bytes=memory), -memory, accelerator))
     ranked.sort(key=lambda rank: rank[:2])
     found = tuple(accelerator for *_, accelerator in ranked)
+    integrated = all(in_processor for in_processor, *_ in ranked)
     broken = tuple(
         Finding(message=f"an AMD GPU could not be read: {clean(words)}", source=source)
         for words in reading.broken
@@ -232,12 +234,12 @@ def amd_report(reading: KfdReading) -> Report:
         message = f"{names} is here, and this user may not open `/dev/kfd`"
         hint = "add the user to the group that owns it, usually `render`, and log in again"
         finding = Finding(message=message, source="/dev/kfd", hint=hint)
-        return Report(accelerators=found, findings=(finding, *broken))
+        return Report(accelerators=found, findings=(finding, *broken), integrated=integrated)
     if not found and reading.refused:
         message = "the AMD GPUs of the host are not passed on to here: no AMD GPU to compute on"
         finding = Finding(message=message, source=source, hint=container_hint)
         return Report(findings=(finding, *broken))
-    return Report(accelerators=found, findings=broken)
+    return Report(accelerators=found, findings=broken, integrated=integrated)
 
 
 def _unnamed(gfx: str) -> str:
@@ -265,15 +267,15 @@ def enumerator_report(completed: Completed) -> Report:
     source = "rocm_agent_enumerator"
     if completed.returncode is None:
         message = f"`{source}` did not answer in time"
-        hint = "a driver that hangs usually needs a restart of the machine"
-        return Report(findings=(Finding(message=message, source=source, hint=hint),))
+        return Report(findings=(Finding(message=message, source=source, hint=NO_ANSWER_HINT),))
     agents = parse_agents(completed.output) if completed.returncode == 0 else ()
     # The order that PyTorch counts in is not known here; an integrated GPU comes last.
     ordered = sorted(agents, key=lambda gfx: gfx in _INTEGRATED)
     return Report(
         accelerators=tuple(
             Accelerator(vendor="amd", name=_unnamed(gfx), gfx=gfx, source=source) for gfx in ordered
-        )
+        ),
+        integrated=all(gfx in _INTEGRATED for gfx in agents),
     )
 
 
@@ -310,14 +312,15 @@ def names_in_amd_smi(text: str) -> dict[str, str]:
     return {gfx: found.pop() for gfx, found in names.items() if len(found) == 1}
 
 
-def _with_names(accelerators: Iterable[Accelerator], names: Mapping[str, str]) -> Report:
-    return Report(
+def _with_names(report: Report, names: Mapping[str, str]) -> Report:
+    return replace(
+        report,
         accelerators=tuple(
             replace(item, name=names.get(item.gfx, item.name))
             if item.gfx is not None and item.name == _unnamed(item.gfx)
             else item
-            for item in accelerators
-        )
+            for item in report.accelerators
+        ),
     )
 
 
@@ -340,7 +343,7 @@ def read_amd(
             completed = run_bounded(command, timeout_seconds=seconds, environ=environ)
         except OSError:
             return report  # it was about a name
-        return _with_names(report.accelerators, names_in_amd_smi(completed.output))
+        return _with_names(report, names_in_amd_smi(completed.output))
     program = find_program("rocm_agent_enumerator", environ=environ, folders=folders)
     if program is None:
         return report

@@ -79,7 +79,9 @@ def detect(
     # Where an NVIDIA GPU is the one to compute on, an AMD card that is none is no news.
     if amd is not None and not nvidia.accelerators:
         amd = _with_amd_cards(amd, cards or ())
-    reports = [nvidia, *(report for report in (amd, *(one for one, _ in others)) if report)]
+    more = [report for report in (amd, *(one for one, _ in others)) if report]
+    # AMD before Intel, and graphics in a processor behind a card of either.
+    reports = [nvidia, *sorted(more, key=lambda report: report.integrated)]
     failures = [nvidia_failure, kernel_failure, amd_failure, cards_failure]
     failures += [failure for _, failure in others]
     if adapters_probe is not None:
@@ -195,7 +197,7 @@ def apply_overrides(host: Host, environ: Mapping[str, str]) -> Host:
 
 def _with_override(host: Host, name: str, value: str) -> Host:
     is_driver = name == "UV_CUDA_DRIVER_VERSION"
-    pattern = r"[0-9]+(\.[0-9]+)*" if is_driver else r"gfx[0-9a-f]{3,5}"
+    pattern = r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}" if is_driver else r"gfx[0-9a-f]{3,5}"
     if not re.fullmatch(pattern, value):
         message = (
             f"`{name}` holds no {'driver version' if is_driver else 'gfx name'} and is ignored"

@@ -230,6 +230,7 @@ def intel_report(reading: IntelReading) -> Report:
     return Report(
         accelerators=tuple(accelerator for _, accelerator in found),
         findings=tuple(dict.fromkeys(findings)),
+        integrated=not any(gpu.is_discrete for gpu, _ in found),
     )
 
 

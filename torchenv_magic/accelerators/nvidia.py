@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchenv_magic.accelerators.capabilities import known_capability
 from torchenv_magic.accelerators.probing import (
+    NO_ANSWER_HINT,
     Completed,
     PciCard,
     Probe,
@@ -420,8 +421,7 @@ def nvidia_smi_report(
     source = "nvidia-smi"
     if completed.returncode is None:
         message = "`nvidia-smi` did not answer in time, or would not stop talking"
-        hint = "a driver that hangs usually needs a restart of the machine"
-        return Report(findings=(Finding(message=message, source=source, hint=hint),))
+        return Report(findings=(Finding(message=message, source=source, hint=NO_ANSWER_HINT),))
     lines = [line for line in completed.output.splitlines() if line.strip()]
     gpus = [(line, _smi_line(line, fields)) for line in lines]
     # A card whose infoROM is corrupted, or one of several that is lost, makes it fail (14, 15), and

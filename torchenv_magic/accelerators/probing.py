@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from torchenv_magic.accelerators.records import Accelerator, Finding
 
 __all__ = [
+    "NO_ANSWER_HINT",
     "Completed",
     "PciCard",
     "Probe",
@@ -27,6 +28,11 @@ __all__ = [
 ]
 
 Answer = TypeVar("Answer")
+
+NO_ANSWER_HINT = (
+    "ask again: a driver may be slow the first time, and one that hangs needs a restart of the"
+    " machine"
+)
 
 # More than any of these files or programs has to say, and little enough to hold.
 _OUTPUT_LIMIT = 1 << 20
@@ -41,6 +47,8 @@ class Report:
 
     accelerators: tuple[Accelerator, ...] = ()
     findings: tuple[Finding, ...] = ()
+    integrated: bool = False
+    """Whether all of them are parts of a processor: a card of another vendor's is worth more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +98,7 @@ class Probe(Generic[Answer]):
         # Whoever is asked last is still heard, however long the others took.
         if not self._done.wait(max(remaining, 0.05)):
             message = f"{self._name} did not answer within {timeout_seconds:g} s"
-            hint = "a driver that hangs usually needs a restart of the machine"
-            return None, Finding(message=message, source=self._name, hint=hint)
+            return None, Finding(message=message, source=self._name, hint=NO_ANSWER_HINT)
         if self._failure is not None:
             message = f"{self._name} could not be read: {clean(str(self._failure))}"
             return None, Finding(message=message, source=self._name)
