@@ -1041,6 +1041,15 @@ def test_driver_of_wsl_is_windows() -> None:
     assert " or newer in Windows, " in cure
 
 
+def test_driver_and_wheels_of_a_jetson_come_with_jetpack() -> None:
+    board = Finding(message="Jetson", source="/proc/device-tree", hint="install NVIDIA's wheel")
+    machine = host(gpu("8.7", "540.4.0", name="Orin (nvgpu)"), findings=(board,))
+    machine = replace(machine, platform=replace(machine.platform, machine="aarch64"))
+    found = judged(seen("2.14.1+cu130", "cu130"), machine)
+    assert names(found) == ["driver-too-old", "no-gpu-code"]
+    assert {each.cure for each in found.problems} == {"install NVIDIA's wheel"}
+
+
 def test_package_of_a_distribution_needs_no_list_of_its_files(ward: Ward) -> None:
     ward.add("cpu")
     (ward.info() / "RECORD").unlink()

@@ -191,7 +191,15 @@ def _driver_problem(case: Case, need: str, here: Accelerator) -> Problem:
     )
 
 
+def _board_cure(case: Case) -> str:
+    """Return what a Jetson needs, whose driver and wheels come with JetPack; empty elsewhere."""
+    found = (each for each in case.host.findings if each.source == "/proc/device-tree")
+    return next((finding.hint for finding in found), "")
+
+
 def _driver_cure(case: Case, version: str) -> str:
+    if board := _board_cure(case):
+        return board
     # Under WSL the driver is that of Windows; one for Linux would break it.
     where = " in Windows" if case.host.platform.wsl else ""
     return f"install NVIDIA's driver {version} or newer{where}, and restart the machine"
@@ -326,7 +334,9 @@ def _better_build_cure(case: Case, items: Iterable[Accelerator]) -> str:
     if best is not None and best.kind != "cpu":
         return install_cure()
     driver = re.search(r"with driver (\S+) or newer", _unused(case, items))
-    return _driver_cure(case, driver[1]) if driver else install_cure("cpu")
+    if driver:
+        return _driver_cure(case, driver[1])
+    return _board_cure(case) or install_cure("cpu")
 
 
 def _names(items: Iterable[Accelerator]) -> str:
