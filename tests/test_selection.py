@@ -885,6 +885,38 @@ def test_marker_that_nobody_can_judge_is_an_error(text: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("url", "backend", "torch"),
+    [
+        ("file:///wheels/torch-2.9.1%2Bcu126-cp312-cp312-linux_x86_64.whl", "cu126", "2.9.1"),
+        ("https://example.org/torch-2.9.1-cp312-cp312-linux_x86_64.whl#sha256=0", "cu130", "2.9.1"),
+        ("git+https://example.org/pytorch.git@main", "cu132", "2.15.0"),
+        ("file:///wheels/torch-rubbish.whl", "cu132", "2.15.0"),
+        ("https://[/torch-2.9.1-cp312-cp312-linux_x86_64.whl", "cu132", "2.15.0"),
+    ],
+)
+def test_wheel_that_is_named_by_its_address_tells_its_version(
+    url: str, backend: str, torch: str
+) -> None:
+    host = Host(platform=LINUX, accelerators=(ADA,))
+
+    selection = select(host, Request(requirements=(f"torch @ {url}",)), interpreter=PYTHON)
+
+    assert (str(selection.backend), selection.torch) == (backend, torch)
+
+
+def test_version_of_a_cpu_build_asks_for_the_cpu() -> None:
+    host = Host(platform=LINUX, accelerators=(ADA,))
+
+    selection = select(host, Request(requirements=("torch==2.9.1+cpu",)), interpreter=PYTHON)
+
+    assert (str(selection.backend), selection.torch, selection.reason) == (
+        "cpu",
+        "2.9.1",
+        "asked for",
+    )
+
+
 def test_marker_is_judged_for_the_python_that_is_installed_into() -> None:
     request = Request(requirements=('torch<2.9; implementation_name == "pypy"',))
 

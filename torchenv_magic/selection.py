@@ -198,6 +198,8 @@ def select(
         except RequestError as error:
             message = f"{error.message}, and `UV_TORCH_BACKEND` asks for it"
             raise RequestError(message, hint=error.hint) from error
+    if asked is None and question.demand.asks_for_cpu:
+        asked = Backend("cpu")
     if asked is not None:
         return _as_asked(question, asked, asked_by)
     return _best(question)
@@ -254,6 +256,11 @@ class _Demand:
     def __str__(self) -> str:
         companions = [f"{name}{specifier}" for name, specifier in self.companions]
         return " with ".join([f"torch{self.torch or ''}", *companions])
+
+    @property
+    def asks_for_cpu(self) -> bool:
+        """Whether the version is that of a cpu build: `torch==2.9.1+cpu` leaves a GPU unused."""
+        return any(specifier.version.lower().endswith("+cpu") for specifier in self.torch or ())
 
     def admits(self, torch: Version, local: str | None = None) -> bool:
         """Return whether that release will do; `local` is the part after `+` that its wheel has."""
@@ -1011,6 +1018,21 @@ def _exclusion(
     return f"torch<{major}.{minor}"
 
 
+def _of_wheel(requirement: Requirement) -> SpecifierSet:
+    """Return the version that a wheel named by its address has; nothing for other addresses."""
+    from urllib.parse import unquote, urlsplit
+
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import parse_wheel_filename
+
+    try:
+        _, _, file_name = unquote(urlsplit(requirement.url or "").path).rpartition("/")
+        _, version, _, _ = parse_wheel_filename(file_name)
+    except ValueError:  # which its own errors are too
+        return SpecifierSet()
+    return SpecifierSet(f"=={version}")
+
+
 def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
     try:
         return requirement.marker is None or requirement.marker.evaluate(environment)
@@ -1047,7 +1069,7 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
             name = canonicalize_name(requirement.name)
             named.add(name)
             there = demands.get(name)
-            demand = requirement.specifier
+            demand = requirement.specifier if requirement.url is None else _of_wheel(requirement)
             demands[name] = demand if there is None else there & demand
     return _Demand(
         torch=demands.get("torch"),
