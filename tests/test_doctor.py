@@ -222,6 +222,9 @@ def ward(only_ward: Ward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         "UV_TORCH_BACKEND",
     ):
         monkeypatch.delenv(name, raising=False)
+    # As where an environment was activated.
+    folders = [str(Path(uv.find_uv_bin()).parent), os.environ.get("PATH", "")]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     yield only_ward
@@ -1334,6 +1337,17 @@ def test_cures_name_the_interpreter_that_was_named(
     assert main(["doctor", "--json", "--python", str(ward.prefix)]) == 1
     [told] = json.loads(capsys.readouterr().out)["problems"]
     assert told["cure"] == f"`torchenv install --python {ward.prefix}`"
+
+
+def test_cure_by_uv_starts_it_where_the_shell_would_not_find_it(
+    ward: Ward, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward.add("cpu")
+    (ward.site / "torchgen/__init__.py").unlink()
+    monkeypatch.setenv("PATH", "")
+    assert main(["doctor", "--python", str(ward.prefix)]) == 0
+    started = f"{quoted(sys.executable)} -m uv pip install --reinstall-package=torch "
+    assert f"\nCure         `{started}" in capsys.readouterr().out
 
 
 def test_missing_interpreter_is_an_error_and_no_diagnosis(

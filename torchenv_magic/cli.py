@@ -300,7 +300,7 @@ def _talk(text: str) -> None:
 # What is written for a notebook, in the words of a terminal.
 _IN_A_TERMINAL = (
     (re.compile(r"`%torchenv`"), "`torchenv install`"),
-    (re.compile(r"`[%!](?=torchenv |pip |uv )"), "`"),
+    (re.compile(r"`[%!](?=torchenv |pip |uv |[^`]* -m uv pip )"), "`"),
     (
         re.compile(r"choose (an environment of your own|it|the clone) as (?:this notebook's|the) "
                    r"kernel"),

@@ -147,7 +147,8 @@ class Case:
         return self.uv(["install", "--reinstall-package=torch", *backend], words[-1:])
 
     def uv(self, action: list[str], packages: tuple[str, ...]) -> str:
-        return uv_cure(action, packages, python=self.examination.environment.interpreter.executable)
+        python = self.examination.environment.interpreter.executable
+        return uv_cure(action, packages, python=python, uv=self.examination.uv)
 
 
 def stock_version(text: str) -> Version | None:

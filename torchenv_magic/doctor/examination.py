@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.doctor import origin_probe
+from torchenv_magic.doctor.problem import quoted
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
@@ -171,6 +173,8 @@ class Examination:
     """The try in a child process; None where torch is not installed."""
     obstacle: str | None = None
     """Why nothing can be installed here, where that is so, with what to do about it."""
+    uv: str = "uv"
+    """What starts uv in a shell of this session."""
     recovered: str | None = None
     """What an interrupted install of ours had left, if it had."""
     unrepaired: str | None = None
@@ -233,6 +237,10 @@ def examine_files(
         visibility=tuple((name, environ[name]) for name in _VISIBILITY if name in environ),
         uvm_missing=(root / "dev/nvidiactl").exists() and not (root / "dev/nvidia-uvm").exists(),
         obstacle=_obstacle(environment),
+        # Who starts a kernel without activating its environment has that folder not on the path.
+        uv="uv"
+        if shutil.which("uv", path=environ.get("PATH"))
+        else f"{quoted(sys.executable)} -m uv",
     )
 
 

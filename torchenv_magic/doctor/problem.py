@@ -36,14 +36,18 @@ def install_cure(*words: str) -> str:
     return f"`{' '.join(['%torchenv install', *map(quoted, words)])}`"
 
 
-def uv_cure(action: Iterable[str], packages: Iterable[str], *, python: object) -> str:
+def uv_cure(
+    action: Iterable[str], packages: Iterable[str], *, python: object, uv: str = "uv"
+) -> str:
     """Return a run of uv on the environment of `python`, as a notebook's cell has it.
+
+    `uv` is what starts it.
 
     >>> uv_cure(["uninstall"], ["nvidia-cudnn-cu12"], python="/env/bin/python")
     '`!uv pip uninstall --python /env/bin/python nvidia-cudnn-cu12`'
     """
     words = [*action, "--python", str(python), *packages]
-    return f"`!uv pip {' '.join(map(quoted, words))}`"
+    return f"`!{uv} pip {' '.join(map(quoted, words))}`"
 
 
 def quoted(text: str) -> str:
