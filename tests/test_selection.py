@@ -989,6 +989,8 @@ def test_backend_without_a_package_that_was_asked_for_is_none() -> None:
 
     assert (str(selection.backend), selection.torch) == ("cu130", "2.14.1")
     assert reasons(selection)["cu132"] == "no wheel of torchaudio on this index"
+    there = select(host, Request(), interpreter=PYTHON, installed=("numpy", "torchaudio"))
+    assert (there.backend, there.torch) == (selection.backend, selection.torch)
 
 
 def test_uv_torch_backend_speaks_where_the_request_does_not() -> None:

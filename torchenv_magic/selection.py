@@ -172,11 +172,13 @@ def select(
     interpreter: Interpreter,
     catalog: Catalog | None = None,
     environ: Mapping[str, str] | None = None,
+    installed: Iterable[str] = (),
 ) -> Selection:
     """Return the build to install for `request` into `interpreter` on `host`, with every reason.
 
     `environ` only lends its `UV_TORCH_BACKEND`, which is what uv would be asked for where the
-    request leaves the backend open.
+    request leaves the backend open. `installed` are the names of the packages that are there: an
+    install switches torchvision and torchaudio along, so the backend has to have them.
 
     Raises
     ------
@@ -188,7 +190,7 @@ def select(
         host=host,
         interpreter=interpreter,
         catalog=catalog,
-        demand=_demand(request.requirements, interpreter),
+        demand=_demand(request.requirements, interpreter, installed),
     )
     asked, asked_by = request.backend, "asked for"
     if asked is None and (word := (environ or {}).get("UV_TORCH_BACKEND", "").strip()):
@@ -248,7 +250,7 @@ class _Demand:
     torch: SpecifierSet | None = None
     companions: tuple[tuple[str, SpecifierSet], ...] = ()
     named: frozenset[str] = frozenset()
-    """What goes with torch and was asked for, in whatever version."""
+    """What goes with torch and was asked for, in whatever version, or is there already."""
 
     def __bool__(self) -> bool:
         return bool(self.torch) or bool(self.companions)
@@ -350,7 +352,7 @@ class _Question:
         )
 
     def missing_on(self, backend: Backend) -> str | None:
-        """Return what was asked for beside torch and is not on the backend's index."""
+        """Return what has to be beside torch and is not on the backend's index."""
         named = sorted(self.demand.named)
         return next((name for name in named if str(backend) in _COMPANIONS[name].missing), None)
 
@@ -1046,7 +1048,9 @@ def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
 _BARE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
-def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
+def _demand(
+    requirements: Iterable[str], interpreter: Interpreter, installed: Iterable[str]
+) -> _Demand:
     """Return what the requirements demand of torch, all together."""
     version = interpreter.version
     names = {"cpython": "CPython", "pypy": "PyPy"}
@@ -1057,7 +1061,7 @@ def _demand(requirements: Iterable[str], interpreter: Interpreter) -> _Demand:
         "python_full_version": version,
     }
     demands: dict[str, SpecifierSet] = {}
-    named = set()
+    named = set(installed)
     for text in requirements:
         if _BARE_NAME.fullmatch(text):
             named.add(text.lower())  # and demands nothing of a version

@@ -121,7 +121,13 @@ def read_status(
     current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
     environment, recovered, unrepaired = read_repaired(python)
     host = detect()
-    selection = _select(host, request, environment.interpreter, current)
+    selection = _select(
+        host,
+        request,
+        environment.interpreter,
+        current,
+        installed=tuple(package.name for package in environment.packages),
+    )
     from torchenv_magic.environment import installed_backend
 
     return Status(
@@ -158,10 +164,22 @@ def _interpreter(python: Path | None) -> Interpreter:
 
 
 def _select(
-    host: Host, request: Request, interpreter: Interpreter, current: CurrentCatalog
+    host: Host,
+    request: Request,
+    interpreter: Interpreter,
+    current: CurrentCatalog,
+    *,
+    installed: tuple[str, ...] = (),
 ) -> Selection:
     catalog, note = current.read()
-    selection = select(host, request, interpreter=interpreter, catalog=catalog, environ=os.environ)
+    selection = select(
+        host,
+        request,
+        interpreter=interpreter,
+        catalog=catalog,
+        environ=os.environ,
+        installed=installed,
+    )
     if note:
         selection = replace(selection, warnings=(*selection.warnings, note))
     return selection
