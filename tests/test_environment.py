@@ -384,6 +384,19 @@ def test_run_ends_where_something_that_left_the_group_holds_its_pipes() -> None:
     assert time.perf_counter() - start < 3.5
 
 
+def test_a_child_that_no_signal_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that hangs in a sick driver, which here is one that nobody signals."""
+    kept: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr("torchenv_magic.environment._stop", kept.append)
+    begun = time.monotonic()
+    sleeper = "import time; time.sleep(60)"
+    run = run_interpreter(Path(sys.executable), ["-c", sleeper], timeout_seconds=0.3)
+    assert time.monotonic() - begun < 10
+    assert run.timed_out
+    kept[0].kill()
+    kept[0].wait()
+
+
 def test_child_gets_no_secret_and_no_place_of_this_python() -> None:
     before = {
         "PATH": "/bin",

@@ -233,14 +233,16 @@ def run_interpreter(
     """Run `python` with `arguments` and wait for its end, for `timeout_seconds` at most.
 
     It runs apart from the kernel's interrupt, with `child_environment`, and what it has started
-    ends with it where it doesn't end by itself, or where the wait for it is interrupted.
+    ends with it where it doesn't end by itself, or where the wait for it is interrupted. What no
+    signal ends, since it hangs in a sick driver, is left behind.
 
     Raises
     ------
     OSError
         It can't be started.
     """
-    with subprocess.Popen(
+    # Not by `with`, whose end waits without a bound.
+    process = subprocess.Popen(
         [str(python), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -249,28 +251,28 @@ def run_interpreter(
         # A kernel's interrupt goes to its whole process group (on Windows: its console).
         start_new_session=True,
         creationflags=_APART_ON_WINDOWS,
-    ) as process:
-        timed_out = False
-        try:
-            output, errors = process.communicate(stdin, timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            _stop(process)
-            output, errors = _rest(process)
-        except BaseException:
-            _stop(process)
-            # Popen itself doesn't wait for a child after an interrupt, and would leave a zombie.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
-            raise
+    )
+    timed_out = False
+    try:
+        output, errors = process.communicate(stdin, timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        _stop(process)
+        output, errors = _rest(process)
+    except BaseException:
+        _stop(process)
+        raise
+    finally:
+        _close(process)
     return InterpreterRun(
-        status=process.returncode,
+        status=process.returncode if process.returncode is not None else _KILLED,
         output=output,
         errors=errors[-_LONGEST_ERRORS:].decode("utf-8", "replace"),
         timed_out=timed_out,
     )
 
 
+_KILLED = -9
 _LONGEST_ERRORS = 4000
 _APART_ON_WINDOWS = 0
 if sys.platform == "win32":
@@ -286,6 +288,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS says so of a group that is just ending
         process.kill()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the child, which has ended or was killed, so that it leaves no zombie; not for ever.
+
+    Popen itself doesn't wait for a child after an interrupt.
+    """
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what it was to be told can't be told any more
+                pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
 
 
 def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
