@@ -142,7 +142,9 @@ def parse_listing(
         if build.torch < OLDEST or build.wheel_platform == "macos_x86_64":
             continue
         place = (build.torch, build.wheel_platform)
-        here = files[place]
+        here = files.get(place)
+        if here is None:  # a mirror that has the PyTorch index's `+cpu` wheels among PyPI's
+            continue
         machine = _MACHINES.get(build.wheel_platform)
         if place not in backends:
             backends[place] = (

@@ -270,6 +270,9 @@ def test_a_listing_becomes_wheels_by_release_platform_and_floor() -> None:
         # None of these counts: yanked, too old, no wheel, another project, Macs with Intel.
         listed("torch-2.10.1-cp313-cp313-win_amd64.whl", yanked="broken"),
         listed("torch-2.3.1-cp310-cp310-win_amd64.whl"),
+        # A mirror has put the wheels of the PyTorch index among PyPI's.
+        listed("torch-2.11.0+cpu-cp313-cp313-win_amd64.whl"),
+        listed("torch-2.11.0+cu126-cp313-cp313-win_amd64.whl"),
         listed("torch-2.10.0.tar.gz"),
         listed("torchvision-0.25.0-cp313-cp313-win_amd64.whl"),
         listed("torch-2.4.0-cp310-none-macosx_10_9_x86_64.whl"),
