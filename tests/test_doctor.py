@@ -356,6 +356,18 @@ def test_conda_alone_is_healthy(ward: Ward) -> None:
     assert ward.doctor().problems == ()
 
 
+def test_conda_of_the_pytorch_channel_leaves_an_egg_info_and_is_healthy(ward: Ward) -> None:
+    ward.add("cpu", "torch", "torchvision")
+    for name, version in (("torch", "2.13.0"), ("torchvision", "0.28.0")):
+        info = ward.info(name)
+        egg = info.with_name(f"{name}-{version}-{TAG.replace('cp3', 'py3.')}.egg-info")
+        info.rename(egg)
+        (egg / "METADATA").rename(egg / "PKG-INFO")
+        (egg / "RECORD").unlink()
+    book(ward, "pytorch-2.13.0-py_cpu_0.json", "torchvision-0.28.0-py_cpu.json")
+    assert ward.doctor().problems == ()
+
+
 def test_conda_and_wheel_both_registered(ward: Ward) -> None:
     ward.add("cpu")
     other = ward.site / "torch-2.3.1.dist-info"

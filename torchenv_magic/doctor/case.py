@@ -51,7 +51,7 @@ class Case:
     @cached_property
     def stock(self) -> Version | None:
         """The release, where the wheel is one of PyTorch's own: only of those the catalog knows."""
-        if self.torch is None or self.torch.installer == "conda":
+        if self.torch is None or self.by_conda(self.torch):
             return None
         texts = [self.torch.version, self.examination.version_file or self.torch.version]
         versions = [stock_version(text) for text in texts]
@@ -80,6 +80,20 @@ class Case:
     def findings(self) -> Findings | None:
         """What the child found, as far as it came."""
         return self.examination.run.findings if self.examination.run else None
+
+    def by_conda(self, package: InstalledPackage) -> bool:
+        """Return whether conda installed it: it says so, or has it on its books.
+
+        The `pytorch` channel ships an .egg-info, which no wheel has, and no file that names conda.
+        """
+        directory = package.metadata_directory
+        if package.installer is not None or directory is None or directory.suffix != ".egg-info":
+            return package.installer == "conda"
+        names = ("pytorch", "libtorch") if package.name == "torch" else (package.name,)
+        return any(
+            (booked.name in names) and booked.version == package.version
+            for booked in self.examination.conda
+        )
 
     def version_of(self, name: str) -> str | None:
         """Return the version of a package; empty where it can't be read, None where it is missing.

@@ -122,7 +122,7 @@ def _files(case: Case, remarks: Remarks) -> Iterator[Problem]:
 
 def _anew(case: Case, names: list[str], *, torch_too: bool) -> str:
     """Return the run of uv that links the packages' files anew, each in the version it has."""
-    if case.torch is not None and case.torch.installer == "conda" and torch_too:
+    if case.torch is not None and case.by_conda(case.torch) and torch_too:
         prefix = quoted(str(case.examination.environment.prefix))
         return f"`conda install --prefix {prefix} --force-reinstall pytorch`"
     environment = case.examination.environment
@@ -175,7 +175,7 @@ def _conda(case: Case, remarks: Remarks) -> Iterator[Problem]:
     copies = [p for p in case.examination.environment.packages if p.name == "torch"]
     if torch is None or len(copies) > 1:
         return
-    if torch.installer != "conda" and conda_torch is not None:
+    if not case.by_conda(torch) and conda_torch is not None:
         yield Problem(
             name="conda-mixed",
             severity="warning",
@@ -188,9 +188,9 @@ def _conda(case: Case, remarks: Remarks) -> Iterator[Problem]:
         package
         for name in FAMILY_MEMBERS[1:]
         if (package := case.examination.environment.installed(name)) is not None
-        and package.installer != "conda"
+        and not case.by_conda(package)
     ]
-    if torch.installer == "conda" and conda_torch is not None and wheels:
+    if case.by_conda(torch) and conda_torch is not None and wheels:
         names = listed([f"{package.name} {package.version}" for package in wheels])
         yield Problem(
             name="conda-mixed",
@@ -423,7 +423,7 @@ def _cuda_major(name: str) -> int | None:
 def _stale(case: Case) -> Iterator[Problem]:
     """Judge libraries of another CUDA than torch's that no other package needs."""
     backend = case.backend
-    if backend is None or case.torch is None or case.torch.installer == "conda":
+    if backend is None or case.torch is None or case.by_conda(case.torch):
         return
     major = backend.version[0] if backend.kind == "cuda" else None
     packages = case.examination.environment.packages
