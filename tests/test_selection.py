@@ -989,8 +989,26 @@ def test_backend_without_a_package_that_was_asked_for_is_none() -> None:
 
     assert (str(selection.backend), selection.torch) == ("cu130", "2.14.1")
     assert reasons(selection)["cu132"] == "no wheel of torchaudio on this index"
+    pinned = select(host, Request(requirements=("torch==2.15.0", "torchaudio")), interpreter=PYTHON)
+    assert pinned.backend is None
+    assert pinned.warnings[1:3] == (
+        "torch 2.14.1 as cu130 would fit",
+        "without torchaudio, torch 2.15.0 as cu132 would fit",
+    )
     there = select(host, Request(), interpreter=PYTHON, installed=("numpy", "torchaudio"))
     assert (there.backend, there.torch) == (selection.backend, selection.torch)
+
+
+def test_gpu_that_only_a_backend_without_the_package_has_code_for_is_not_counted_on() -> None:
+    orin, card = nvidia("Orin", "8.7"), nvidia("RTX 6000 Ada", "8.9")
+    request = Request(requirements=("torch", "torchaudio"))
+
+    alone = select(Host(platform=ARM, accelerators=(orin,)), request, interpreter=PYTHON)
+    both = select(Host(platform=ARM, accelerators=(orin, card)), request, interpreter=PYTHON)
+
+    assert alone.backend is None
+    assert alone.warnings[1] == "without torchaudio, torch 2.15.0 as cu132 would fit"
+    assert (str(both.backend), both.unsupported_accelerators) == ("cu130", ("Orin",))
 
 
 def test_uv_torch_backend_speaks_where_the_request_does_not() -> None:

@@ -642,10 +642,9 @@ def _best(question: _Question) -> Selection:
         for verdict in verdicts:
             if verdict.fits and _VENDOR_OF_KIND.get(verdict.backend.kind) == vendor:
                 return _chosen_for_accelerators(question, verdicts, verdict, vendor)
+    at_all = replace(question, demand=_Demand())
     reachable = [
-        vendor
-        for vendor in question.vendors()
-        if vendor != "apple" and question.without_demand.served(vendor)
+        vendor for vendor in question.vendors() if vendor != "apple" and at_all.served(vendor)
     ]
     cpu = next((verdict for verdict in verdicts if verdict.backend.kind == "cpu"), None)
     if reachable or cpu is None or not cpu.fits:
@@ -738,6 +737,7 @@ def _remedies(question: _Question, verdicts: tuple[_Verdict, ...]) -> list[str]:
     """Return what would fit instead, each a line."""
     remedies = [
         _other_torch(question),
+        _alone(question),
         _newer_driver(question, verdicts),
         _unused_gpu(question, verdicts),
         _pypi_wheel(question),
@@ -755,6 +755,15 @@ def _other_torch(question: _Question) -> str | None:
     if relaxed is None or relaxed.backend is None:
         return None
     return f"torch {relaxed.torch} as {relaxed.backend} would fit"
+
+
+def _alone(question: _Question) -> str | None:
+    """Return what would fit without the package that the best backend does not have."""
+    if not question.demand.named:
+        return None
+    best = _best(replace(question, demand=_Demand(torch=question.demand.torch)))
+    missing = best.backend and question.missing_on(best.backend)
+    return f"without {missing}, torch {best.torch} as {best.backend} would fit" if missing else None
 
 
 def _newer_driver(question: _Question, verdicts: tuple[_Verdict, ...]) -> str | None:
