@@ -1044,6 +1044,15 @@ def test_uv_torch_backend_of_no_backend_is_an_error_that_names_it() -> None:
         )
 
 
+def test_gpu_of_which_nothing_is_known_gets_the_newest_build_and_warnings() -> None:
+    host = Host(platform=LINUX, accelerators=(nvidia("Quantum Card 1", None, None),))
+
+    selection = select(host, Request(), interpreter=PYTHON)
+
+    assert selection.reason == "the newest build for NVIDIA GPUs"
+    assert len(selection.warnings) == 2
+
+
 def test_driver_by_variable_and_no_gpu_chooses_by_driver_and_warns() -> None:
     gpu = nvidia("NVIDIA GPU by UV_CUDA_DRIVER_VERSION", None, "550.54")
 

@@ -663,8 +663,11 @@ def _chosen_for_accelerators(
     if vendor == "intel":
         reason += " for the Intel GPUs that PyTorch supports"
     driver = _limiting_driver(question, chosen, served)
-    if driver or (vendor == "nvidia" and not words):
-        reason += f" that driver {driver or served[0].driver_version} can run"
+    if vendor == "nvidia" and not words:
+        driver = served[0].driver_version
+        reason += "" if driver else " for NVIDIA GPUs"
+    if driver:
+        reason += f" that driver {driver} can run"
     if chosen.build is not None and not question.knows_code(chosen.build):
         reason += _BY_RULE
     left_out = [item for item in question.host.accelerators if item not in served]
