@@ -1239,7 +1239,8 @@ def test_reason_why_no_gpu_was_found_is_told() -> None:
     found = judged(seen(), host(findings=(other, told)))
     # It is not the build that has to change.
     assert problem(found, "no-gpu").cure == "install NVIDIA's driver"
-    none = problem(judged(seen(), host(findings=(other,))), "no-gpu")
+    word = Finding(message="it is ignored", source="UV_NVIDIA_WORD", hint="unset it")
+    none = problem(judged(seen(), host(findings=(other, word))), "no-gpu")
     assert none.found.endswith(", and no NVIDIA GPU is here")
     assert none.cure == "`%torchenv install cpu`"
 

@@ -99,6 +99,7 @@ def _without_gpu(case: Case, remarks: Remarks) -> Iterator[Problem]:
             finding
             for finding in case.host.findings
             if vendor.lower() in f"{finding.message} {finding.source}".lower()
+            and not finding.source.startswith("UV_")
         ),
         None,
     )
