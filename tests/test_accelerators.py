@@ -1170,6 +1170,22 @@ def test_nvidia_smi_that_cannot_be_started_is_one_line(
 
 
 @posix_only
+def test_nvidia_smi_that_hangs_says_nothing_against_the_gpus_of_the_kernel(
+    tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
+) -> None:
+    root = tmp_path / "root"
+    container_with_device_nodes(root)
+    write(root, "usr/lib/wsl/lib/libcuda.so.1")
+    kernel_names_gpu(root, "01", machine_text("proc-driver-nvidia-gpu"))
+
+    host = detect(root=root, environ=nvidia_smi("exec sleep 600"), timeout_seconds=0.5)
+
+    assert [gpu.source for gpu in host.accelerators] == ["/proc/driver/nvidia/gpus"]
+    [finding] = host.findings
+    assert "did not answer in time" in finding.message
+
+
+@posix_only
 def test_nvidia_smi_that_cannot_be_started_leaves_the_word_to_the_kernel(
     tmp_path: Path, nvidia_smi: Callable[[str], dict[str, str]]
 ) -> None:

@@ -505,11 +505,14 @@ def read_nvidia(
     if answer is not None:
         completed = answer.completed
         report = nvidia_smi_report(completed, answer.fields, cuda_version=answer.cuda_version)
-        if completed.returncode != _LIBRARY_NOT_FOUND:
+        if completed.returncode not in {_LIBRARY_NOT_FOUND, None}:
             return report
     elif reading.loaded:
         return report
     named = named_report(read_named_gpus(root, environ=environ))
+    if answer is not None and answer.completed.returncode is None:
+        # That it hangs says nothing against the GPUs that the kernel names.
+        return replace(report, accelerators=named.accelerators)
     return named if named.accelerators or named.findings else report
 
 
