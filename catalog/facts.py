@@ -92,6 +92,7 @@ _TABLES = {
     "driver_floor": ("backends", "linux", "windows"),
     "gpu_driver": ("compute_capability", "linux", "windows"),
     "last_driver": ("compute_capability", "branch"),
+    "companion": ("package", "missing", "free_since", "free_torch"),
 }
 
 

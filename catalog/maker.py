@@ -76,6 +76,7 @@ def make(facts: Facts) -> list[Row]:
         *sorted(
             _as_they_are(facts, "last_driver"), key=lambda row: Version(row["compute_capability"])
         ),
+        *sorted(_as_they_are(facts, "companion"), key=lambda row: str(row["package"])),
     ]
 
 

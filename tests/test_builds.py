@@ -62,6 +62,7 @@ def test_every_row_names_its_table_its_source_and_how_sure_it_is() -> None:
         "driver_floor",
         "gpu_driver",
         "last_driver",
+        "companion",
     }
 
     assert {row["table"] for row in ROWS} == tables
@@ -342,6 +343,12 @@ def test_code_of_a_newer_release_is_that_of_the_newest_known_one() -> None:
 )
 def test_hsa_override(gfx: str, version: str | None) -> None:
     assert CATALOG.hsa_override(gfx) == version
+
+
+def test_companions_name_what_an_index_lacks_of_them() -> None:
+    missing = {name: set(map(str, item.missing)) for name, item in CATALOG.companions.items()}
+
+    assert missing == {"torchaudio": {"cu132"}, "torchvision": set()}
 
 
 def test_hsa_override_leads_to_code_that_the_wheels_hold() -> None:

@@ -9,11 +9,10 @@ the newest backend.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packaging.version import Version
 
@@ -26,14 +25,10 @@ from torchenv_magic.builds.catalog import (
     driver_number,
     load_catalog,
 )
+from torchenv_magic.demand import Demand, read_demand
 from torchenv_magic.errors import RequestError
 from torchenv_magic.interpreter import Interpreter
 from torchenv_magic.serialization import to_json
-
-# Imported where a requirement says more than a name: a third of the time of `torchenv select`.
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
-    from packaging.specifiers import SpecifierSet
 
 __all__ = [
     "Alternative",
@@ -42,7 +37,6 @@ __all__ = [
     "Selection",
     "accelerator_to_json",
     "parse_backend",
-    "parse_requirement",
     "select",
     "selection_to_json",
 ]
@@ -147,24 +141,6 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
     return nearest if word in _OTHER_WORDS or rank(nearest)[0] >= 0.5 else None
 
 
-def parse_requirement(text: str) -> Requirement:
-    """Return the requirement written as `text`.
-
-    Raises
-    ------
-    RequestError
-        `text` is malformed.
-    """
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    try:
-        return Requirement(text)
-    except InvalidRequirement as error:
-        message = f"`{text}` is not a requirement"
-        hint = "write it as a package with an optional version, such as `torch==2.9.*`"
-        raise RequestError(message, hint=hint, detail=str(error)) from error
-
-
 def select(
     host: Host,
     request: Request,
@@ -190,7 +166,7 @@ def select(
         host=host,
         interpreter=interpreter,
         catalog=catalog,
-        demand=_demand(request.requirements, interpreter, installed),
+        demand=read_demand(request.requirements, interpreter, installed),
     )
     asked, asked_by = request.backend, "asked for"
     if asked is None and (word := (environ or {}).get("UV_TORCH_BACKEND", "").strip()):
@@ -243,87 +219,6 @@ _BY_RULE = "; the catalog does not know this release, so it is judged by the nea
 _SYSTEM_NAMES = {"linux": "Linux", "windows": "Windows", "macos": "macOS"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Demand:
-    """What the requirements ask of torch: its own versions, and those of what goes with it."""
-
-    torch: SpecifierSet | None = None
-    companions: tuple[tuple[str, SpecifierSet], ...] = ()
-    named: frozenset[str] = frozenset()
-    """What goes with torch and was asked for, in whatever version, or is there already."""
-
-    def __bool__(self) -> bool:
-        return bool(self.torch) or bool(self.companions)
-
-    def __str__(self) -> str:
-        companions = [f"{name}{specifier}" for name, specifier in self.companions]
-        return " with ".join([f"torch{self.torch or ''}", *companions])
-
-    @property
-    def asks_for_cpu(self) -> bool:
-        """Whether the version is that of a cpu build: `torch==2.9.1+cpu` leaves a GPU unused."""
-        return any(specifier.version.lower().endswith("+cpu") for specifier in self.torch or ())
-
-    def admits(self, torch: Version, local: str | None = None) -> bool:
-        """Return whether that release will do; `local` is the part after `+` that its wheel has."""
-        suffix = f"+{local}" if local else ""
-        own = self.torch
-        return (own is None or own.contains(f"{torch}{suffix}", prereleases=True)) and all(
-            any(
-                specifier.contains(f"{version}{suffix}", prereleases=True)
-                for version in _COMPANIONS[name].versions_for(torch)
-            )
-            for name, specifier in self.companions
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Companion:
-    """A package whose releases are made for one torch each, patch release included.
-
-    Asked for alone, `torchvision==0.19.0` means torch 2.4.0. Later ones run with every newer torch.
-    """
-
-    made_for: Callable[[Version], str]
-    """The release that is made for a torch."""
-    free_since: Version
-    """Its first release that does not demand one torch alone."""
-    free_torch: Version
-    """The oldest torch that this one runs with."""
-    missing: frozenset[str] = frozenset()
-    """The backends whose index does not have it."""
-
-    def versions_for(self, torch: Version) -> Iterable[str]:
-        """Return the releases that run with that torch; some of them may not be there."""
-        exact = Version(self.made_for(torch))
-        yield str(exact)
-        if torch >= self.free_torch:
-            for minor in range(self.free_since.minor, exact.minor + 1):
-                for patch in range(_PATCH_RELEASES):
-                    if (minor, patch) >= (self.free_since.minor, self.free_since.micro):
-                        yield f"{exact.major}.{minor}.{patch}"
-
-
-# Source: what they demand of torch in their metadata on PyPI. torchvision 0.28.0 torch==2.13.0, and
-# 0.29.1 torch>=2.14.0; torchaudio 2.10.0 torch==2.10.0, and 2.11.0, the last one there, nothing: it
-# is for torch>=2.11 (pytorch/audio#4212). cu132 has no torchaudio (pytorch/pytorch#193651), and one
-# for another CUDA refuses to be imported beside it.
-_COMPANIONS = {
-    "torchvision": _Companion(
-        made_for=lambda torch: f"0.{torch.minor + 15}.{torch.micro}",
-        free_since=Version("0.29.1"),
-        free_torch=Version("2.14.0"),
-    ),
-    "torchaudio": _Companion(
-        made_for=lambda torch: f"{torch.major}.{torch.minor}.{torch.micro}",
-        free_since=Version("2.11.0"),
-        free_torch=Version("2.11.0"),
-        missing=frozenset({"cu132"}),
-    ),
-}
-_PATCH_RELEASES = 6
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Question:
     """One host, one Python, one demand on torch, and what the catalog says about them.
@@ -334,14 +229,16 @@ class _Question:
     host: Host
     interpreter: Interpreter
     catalog: Catalog
-    demand: _Demand
+    demand: Demand
 
     @cached_property
     def without_demand(self) -> _Question:
-        return replace(self, demand=_Demand(named=self.demand.named))
+        return replace(self, demand=Demand(named=self.demand.named))
 
     def admits(self, build: Build) -> bool:
-        return not self.demand or self.demand.admits(build.torch, build.local_version.local)
+        return not self.demand or self.demand.admits(
+            build.torch, build.local_version.local, companions=self.catalog.companions
+        )
 
     def installs(self, build: Build) -> bool:
         return (
@@ -353,8 +250,9 @@ class _Question:
 
     def missing_on(self, backend: Backend) -> str | None:
         """Return what has to be beside torch and is not on the backend's index."""
+        companions = self.catalog.companions
         named = sorted(self.demand.named)
-        return next((name for name in named if str(backend) in _COMPANIONS[name].missing), None)
+        return next((name for name in named if backend in companions[name].missing), None)
 
     def has_system_for(self, build: Build) -> bool:
         """Return whether the C library, or macOS, is as new as the wheel's tag demands."""
@@ -642,7 +540,7 @@ def _best(question: _Question) -> Selection:
         for verdict in verdicts:
             if verdict.fits and _VENDOR_OF_KIND.get(verdict.backend.kind) == vendor:
                 return _chosen_for_accelerators(question, verdicts, verdict, vendor)
-    at_all = replace(question, demand=_Demand())
+    at_all = replace(question, demand=Demand())
     reachable = [
         vendor for vendor in question.vendors() if vendor != "apple" and at_all.served(vendor)
     ]
@@ -764,7 +662,7 @@ def _alone(question: _Question) -> str | None:
     """Return what would fit without the package that the best backend does not have."""
     if not question.demand.named:
         return None
-    best = _best(replace(question, demand=_Demand(torch=question.demand.torch)))
+    best = _best(replace(question, demand=Demand(torch=question.demand.torch)))
     missing = best.backend and question.missing_on(best.backend)
     return f"without {missing}, torch {best.torch} as {best.backend} would fit" if missing else None
 
@@ -799,7 +697,9 @@ def _pypi_wheel(question: _Question) -> str | None:
         return None
     for torch in question.catalog.pypi_versions(platform.wheel_platform, question.interpreter.tag):
         backend = question.catalog.pypi_default(torch, platform.wheel_platform)
-        if backend == Backend("cpu") and question.demand.admits(torch):
+        if backend == Backend("cpu") and question.demand.admits(
+            torch, companions=question.catalog.companions
+        ):
             return f"PyPI's own wheel of torch {torch} is a cpu build for this system"
     return None
 
@@ -1030,65 +930,3 @@ def _exclusion(
         return None
     major, minor = min(dropped)
     return f"torch<{major}.{minor}"
-
-
-def _of_wheel(requirement: Requirement) -> SpecifierSet:
-    """Return the version that a wheel named by its address has; nothing for other addresses."""
-    from urllib.parse import unquote, urlsplit
-
-    from packaging.specifiers import SpecifierSet
-    from packaging.utils import parse_wheel_filename
-
-    try:
-        _, _, file_name = unquote(urlsplit(requirement.url or "").path).rpartition("/")
-        _, version, _, _ = parse_wheel_filename(file_name)
-    except ValueError:  # which its own errors are too
-        return SpecifierSet()
-    return SpecifierSet(f"=={version}")
-
-
-def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
-    try:
-        return requirement.marker is None or requirement.marker.evaluate(environment)
-    except ValueError as error:  # `sys_platform ~= "linux"`: no such order among names
-        message = f"the marker of `{requirement}` compares what can't be compared"
-        hint = 'write it such as `torch<2.9; python_version < "3.12"`'
-        raise RequestError(message, hint=hint, detail=str(error)) from error
-
-
-# A name alone, as PEP 508 has it.
-_BARE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-
-
-def _demand(
-    requirements: Iterable[str], interpreter: Interpreter, installed: Iterable[str]
-) -> _Demand:
-    """Return what the requirements demand of torch, all together."""
-    version = interpreter.version
-    names = {"cpython": "CPython", "pypy": "PyPy"}
-    environment = {
-        "implementation_name": interpreter.implementation,
-        "platform_python_implementation": names.get(interpreter.implementation, ""),
-        "python_version": ".".join(version.split(".")[:2]),
-        "python_full_version": version,
-    }
-    demands: dict[str, SpecifierSet] = {}
-    named = set(installed)
-    for text in requirements:
-        if _BARE_NAME.fullmatch(text):
-            named.add(text.lower())  # and demands nothing of a version
-            continue
-        from packaging.utils import canonicalize_name
-
-        requirement = parse_requirement(text)
-        if _applies(requirement, environment):
-            name = canonicalize_name(requirement.name)
-            named.add(name)
-            there = demands.get(name)
-            demand = requirement.specifier if requirement.url is None else _of_wheel(requirement)
-            demands[name] = demand if there is None else there & demand
-    return _Demand(
-        torch=demands.get("torch"),
-        companions=tuple((name, demands[name]) for name in _COMPANIONS if demands.get(name)),
-        named=frozenset(named & _COMPANIONS.keys()),
-    )

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from torchenv_magic.builds.catalog import load_catalog
+from torchenv_magic.demand import parse_requirement
 from torchenv_magic.errors import RequestError
-from torchenv_magic.selection import Request, parse_backend, parse_requirement
+from torchenv_magic.selection import Request, parse_backend
 
 __all__ = [
     "RESTARTS",
@@ -226,21 +227,10 @@ def parse_request(what: Sequence[str], *, backend: str | None = None) -> Request
 
 def _requirement(text: str) -> str:
     """Return the requirement `text` as uv will get it, on a line of its own."""
-    if text.startswith("-"):
-        raise RequestError(
-            f"`{text}` is an option, not a requirement",
-            hint="set options in uv's or pip's configuration",
-        )
     if _VERSION.fullmatch(text):
         number = text.lstrip("vV")
         raise RequestError(
             f"`{text}` is a version without a package", hint=f"did you mean `torch=={number}`?"
-        )
-    # A line break in a marker's string would begin another line of the file that uv reads.
-    if not text.isprintable():
-        raise RequestError(
-            f"{text!r} holds a line break or another control character",
-            hint="write it as a package with an optional version, such as `torch==2.9.*`",
         )
     parse_requirement(text)
     return text.strip()

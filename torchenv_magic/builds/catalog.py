@@ -23,6 +23,7 @@ __all__ = [
     "Build",
     "Catalog",
     "CatalogOrigin",
+    "Companion",
     "CudaCode",
     "GfxCode",
     "PypiRelease",
@@ -89,6 +90,18 @@ class CudaCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """A package whose releases are made for one torch each, until one is free of that."""
+
+    missing: frozenset[Backend]
+    """The backends whose index does not have it."""
+    free_since: Version
+    """Its first release that does not demand one torch alone."""
+    free_torch: Version
+    """The oldest torch that this one runs with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GfxCode:
     """The AMD architectures that a build has machine code for."""
 
@@ -148,6 +161,8 @@ class Catalog:
     gpu_driver_floors: tuple[tuple[ComputeCapability, System, str], ...]
     last_driver_branches: tuple[tuple[ComputeCapability, str], ...]
     """(newest compute capability, branch), oldest GPUs first."""
+    companions: Mapping[str, Companion]
+    """By name: `torchaudio`, `torchvision`."""
     pypi: tuple[PypiRelease, ...]
     """Newest torch first."""
 
@@ -343,6 +358,14 @@ def read_catalog(text: str) -> Catalog:
             )
             for row in rows["gfx_code"]
             for minor in row["torch"]
+        },
+        companions={
+            row["package"]: Companion(
+                missing=frozenset(map(backend, row["missing"])),
+                free_since=version(row["free_since"]),
+                free_torch=version(row["free_torch"]),
+            )
+            for row in rows["companion"]
         },
         hsa_overrides={gfx: row["version"] for row in rows["hsa_override"] for gfx in row["gfx"]},
         cuda_rule=_CudaRule(

@@ -34,6 +34,7 @@ from packaging.version import Version
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
+from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
@@ -45,7 +46,6 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import (
     PlanError,
-    RequestError,
     SelectionError,
     SourceError,
     TargetError,
@@ -87,7 +87,7 @@ from torchenv_magic.installation.uv import (
     find_uv,
     is_offline,
 )
-from torchenv_magic.selection import Request, Selection, parse_requirement
+from torchenv_magic.selection import Request, Selection
 
 __all__ = ["IndexUnreachableError", "check_requirements", "make_plan"]
 
@@ -124,13 +124,6 @@ def check_requirements(texts: Sequence[str]) -> tuple[str, ...]:
         One is not a requirement of PEP 508; options of pip or uv are none.
     """
     for text in texts:
-        if text.startswith("-"):
-            message = f"`{text}` is an option, not a requirement"
-            raise RequestError(message, hint="set options in uv's or pip's configuration")
-        # PEP 508 admits any character in a URL, and uv reads a line for each requirement.
-        if not text.isprintable():
-            message = f"{text!r} has a character that can't be in a requirement"
-            raise RequestError(message, hint="write one requirement at a time")
         parse_requirement(text)
     return tuple(texts)
 
