@@ -196,6 +196,23 @@ def test_select_where_nothing_fits_is_a_decision_too(
     assert data["warnings"]
 
 
+def test_select_minds_what_is_installed_beside_torch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("UV_CUDA_DRIVER_VERSION", "580.95.05")
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def chosen() -> str:
+        assert main(["select", "--json"]) == 0
+        return str(json.loads(capsys.readouterr().out)["backend"])
+
+    assert chosen() == "cu132"
+    (site / "torchaudio-2.9.0.dist-info").mkdir()
+    assert chosen() == "cu130"  # the index of cu132 has no torchaudio to switch along
+
+
 def test_list_and_detect_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     alternatives = json.loads(capsys.readouterr().out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,7 +145,7 @@ def read_status(
 def read_selection(
     request: Request | None = None, *, python: Path | None = None, refresh: Refresh = "never"
 ) -> Selection:
-    """Select for `request` without a look at what is installed; `refresh` as in `read_status`.
+    """Select for `request` with hardly a look at what is installed; `refresh` as in `read_status`.
 
     Raises
     ------
@@ -151,16 +153,30 @@ def read_selection(
     """
     platform = read_platform(environ=os.environ)
     current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
-    interpreter = _interpreter(python)
-    return _select(detect(), request or Request(), interpreter, current)
-
-
-def _interpreter(python: Path | None) -> Interpreter:
     if python is None:
-        return running_interpreter()
-    from torchenv_magic.environment import read_environment
+        interpreter, installed = running_interpreter(), _distributions_here()
+    else:
+        from torchenv_magic.environment import read_environment
 
-    return read_environment(python).interpreter
+        environment = read_environment(python)
+        interpreter = environment.interpreter
+        installed = tuple(package.name for package in environment.packages)
+    return _select(detect(), request or Request(), interpreter, current, installed=installed)
+
+
+def _distributions_here() -> tuple[str, ...]:
+    """Return the names of what is installed for the running interpreter, by its folders alone."""
+    names = []
+    for folder in sys.path:
+        if folder.endswith(("site-packages", "dist-packages")):
+            with contextlib.suppress(OSError):
+                found = (path.name for path in Path(folder).iterdir())
+                names += [
+                    name.partition("-")[0]
+                    for name in found
+                    if name.endswith((".dist-info", ".egg-info"))
+                ]
+    return tuple(names)
 
 
 def _select(

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -131,6 +132,7 @@ class Picker:
         self._interrupt = Interruptible(shell)
         self._redrawn = 0.0
         self._filled: tuple[object, ...] = ()
+        self._by_hand = False
         self._offer: Plan | None = None
         self._built = threading.Event()
         self._looked = threading.Event()
@@ -261,6 +263,18 @@ class Picker:
             yield
 
     def _fill(self, status: Status) -> None:
+        self._fill_choice(status)
+        # A package that is there stays in step with torch, so it is part of what is asked.
+        self._vision.value = status.environment.installed("torchvision") is not None
+        self._audio.value = status.environment.installed("torchaudio") is not None
+        self._cost.value = _quiet(
+            "“Show plan” tells what is downloaded, installed and replaced; nothing is changed "
+            "before you press the button."
+        )
+        self._filled = self._fields()
+        self._arrange()
+
+    def _fill_choice(self, status: Status) -> None:
         self.status = status
         selection = status.selection
         fitting = [item for item in selection.alternatives if item.fits]
@@ -284,15 +298,7 @@ class Picker:
             if others
             else ""
         )
-        # A package that is there stays in step with torch, so it is part of what is asked.
-        self._vision.value = status.environment.installed("torchvision") is not None
-        self._audio.value = status.environment.installed("torchaudio") is not None
-        self._cost.value = _quiet(
-            "“Show plan” tells what is downloaded, installed and replaced; nothing is changed "
-            "before you press the button."
-        )
-        self._filled = self._fields()
-        self._arrange()
+        self._by_hand = False
 
     def _arrange(self, *below: widgets.Widget) -> None:
         parts = [self._facts]
@@ -327,7 +333,23 @@ class Picker:
         names = parse_request(texts, backend=str(self._choice.value or "auto"))
         return Request(backend=names.backend, requirements=tuple(texts))
 
+    def _choose_for(self, request: Request) -> tuple[Request, Status]:
+        """Return the request with the build for it, where nobody has chosen one by hand.
+
+        The one that was chosen at first may not go with the packages and versions that were asked
+        for since. Where none does, it stays, and its index has the last word.
+        """
+        if not self._by_hand:
+            status = read_status(replace(request, backend=None))
+            chosen = status.selection.backend
+            if chosen is not None:
+                if chosen != self._choice.value:
+                    self._fill_choice(status)
+                return replace(request, backend=chosen), status
+        return request, read_status(request)
+
     def _on_choice(self, _: object) -> None:
+        self._by_hand = True
         if self.job is None and self.status is not None:
             self._offer = None
             self._cost.value = _quiet("“Show plan” tells what this choice costs.")
@@ -353,8 +375,10 @@ class Picker:
             return
         with self._drawing:
             self._filled = ()  # a second look that ends from here on redraws nothing
-        request = plan.request if plan else self.request()
-        status = read_status(request)
+        if plan is not None:
+            request, status = plan.request, read_status(plan.request)
+        else:
+            request, status = self._choose_for(self.request())
         self._enable(enabled=False)
         self._install.description = word if not only_plan else _INSTALL
         self._show_plan.description = word if only_plan else "Show plan"
