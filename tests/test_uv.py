@@ -23,6 +23,7 @@ from packaging.version import Version
 
 from tests.standin import Fault
 from tests.targets import Target
+from torchenv_magic.builds.current import is_offline
 from torchenv_magic.errors import InstallCancelled, UvError
 from torchenv_magic.installation import uv as door
 from torchenv_magic.installation.uv import (
@@ -31,7 +32,6 @@ from torchenv_magic.installation.uv import (
     Uv,
     child_environment,
     find_uv,
-    is_offline,
     words,
 )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.index import Failure
     from torchenv_magic.builds.index_cache import Cached
 
-__all__ = ["CurrentCatalog", "Refresh", "backends_to_ask", "is_stale"]
+__all__ = ["CurrentCatalog", "Refresh", "backends_to_ask", "is_offline", "is_stale"]
 
 Refresh = Literal["never", "stale", "always"]
 
@@ -38,7 +38,7 @@ def backends_to_ask(
     """Return which backends' pages the index is asked for."""
     from torchenv_magic.builds.index_cache import stale_backends
 
-    if refresh == "never" or _is_offline(environ):
+    if refresh == "never" or is_offline(environ):
         return ()
     return candidates if refresh == "always" else stale_backends(cached, candidates, now=now)
 
@@ -53,8 +53,8 @@ def is_stale(wheel_platform: str, environ: Mapping[str, str]) -> bool:
     return bool(backends_to_ask("stale", cached, candidates, now=int(time.time()), environ=environ))
 
 
-def _is_offline(environ: Mapping[str, str]) -> bool:
-    # Who keeps uv off the network keeps us off too; uv's own spellings of yes.
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Return whether a person told uv to use no network; then we use none either."""
     return environ.get("UV_OFFLINE", "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
@@ -121,7 +121,7 @@ class CurrentCatalog:
         catalog = with_listings(shipped, usable, now=now)
         if self._refresh != "always":
             return catalog, None
-        if _is_offline(self._environ):
+        if is_offline(self._environ):
             instead = stand_in_words(usable, shipped, now=now)
             return catalog, f"UV_OFFLINE is set: the builds here are {instead}"
         return catalog, failure_words(failures, usable, shipped, now=now)

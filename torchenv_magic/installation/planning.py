@@ -34,6 +34,7 @@ from packaging.version import Version
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
+from torchenv_magic.builds.current import is_offline
 from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
@@ -85,7 +86,6 @@ from torchenv_magic.installation.uv import (
     Lines,
     Uv,
     find_uv,
-    is_offline,
 )
 from torchenv_magic.selection import Request, Selection
 

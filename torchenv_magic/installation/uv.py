@@ -37,7 +37,6 @@ __all__ = [
     "Uv",
     "child_environment",
     "find_uv",
-    "is_offline",
     "words",
 ]
 
@@ -102,11 +101,6 @@ class Completed:
     stdout: str
     stderr: str
     """Human lines, without escape sequences."""
-
-
-def is_offline(environ: Mapping[str, str]) -> bool:
-    """Whether a person told uv to use no network; then we use none either."""
-    return environ.get("UV_OFFLINE", "").lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 @lru_cache(maxsize=4)
