@@ -8,8 +8,6 @@ also asks the index; it is the stand-in's, on the loopback interface, and what i
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +17,12 @@ from pathlib import Path
 from benchmarks.measuring import BenchmarkError, Comparison, Goal, Series, take_turns
 from benchmarks.peers import make_peers, uv_of
 from benchmarks.stage import Stage, run_program
-from tests.browser.kernel_environment import PROJECT_ROOT
+from tests.nvml import LIBRARY, compile_nvml
 from tests.standin import StandIn, make_family
 
 __all__ = ["measure"]
 
 _CHILDREN = Path(__file__).parent / "children"
-_NVML = PROJECT_ROOT / "tests" / "machines" / "fake_nvml.c"
 _NO_SLOWER = Goal(kind="ratio", limit=1.0)
 _GPUS = {
     "FAKE_NVML_DRIVER": "580.95.05",
@@ -121,11 +118,6 @@ def _import(python: Path, module: str) -> float:
 
 def _root_with_driver(root: Path) -> Path:
     """Return a root that has the stand-in for NVIDIA's library where Debian has the real one."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise BenchmarkError("the stand-in for NVIDIA's library takes a C compiler")
-    library = root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
-    library.parent.mkdir(parents=True)
-    flags = ["-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(_NVML)], check=True)
+    if not compile_nvml(root / LIBRARY):
+        raise BenchmarkError("the stand-in for NVIDIA's library takes a C compiler, on Linux")
     return root

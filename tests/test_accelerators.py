@@ -6,13 +6,12 @@ import dataclasses
 import doctest
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.nvml import LIBRARY, compile_nvml, detect_in_child
 from torchenv_magic.accelerators import (
     Accelerator,
     ComputeCapability,
@@ -66,7 +66,7 @@ from torchenv_magic.accelerators.platform import (
     read_musl,
 )
 from torchenv_magic.accelerators.probing import Completed, clean, find_program
-from torchenv_magic.serialization import from_json, to_json
+from torchenv_magic.serialization import to_json
 
 MACHINES = Path(__file__).parent / "machines"
 
@@ -1207,48 +1207,10 @@ def test_nvidia_smi_that_cannot_be_started_leaves_the_word_to_the_kernel(
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a root that has the stand-in for NVIDIA's library where Debian has the real one."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("the stand-in for NVML is compiled from C, for Linux")
     root = tmp_path_factory.mktemp("nvml")
-    library = root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
-    library.parent.mkdir(parents=True)
-    subprocess.run(
-        [
-            compiler,
-            "-shared",
-            "-fPIC",
-            "-Wl,-soname,libnvidia-ml.so.1",
-            "-o",
-            str(library),
-            str(MACHINES / "fake_nvml.c"),
-        ],
-        check=True,
-    )
+    if not compile_nvml(root / LIBRARY):
+        pytest.skip("the stand-in for NVML is compiled from C, for Linux")
     return root
-
-
-_DETECT = """
-import json, sys, pathlib
-from torchenv_magic.accelerators import detect
-from torchenv_magic.serialization import to_json
-host = detect(root=pathlib.Path(sys.argv[1]), timeout_seconds=float(sys.argv[2]))
-print(json.dumps(to_json(host)))
-"""
-
-
-def detect_in_child(
-    root: Path, environ: Mapping[str, str], *, timeout_seconds: float = 10.0
-) -> Host:
-    """Return what a fresh process detects: a library stays loaded in the one that loaded it."""
-    completed = subprocess.run(
-        [sys.executable, "-c", _DETECT, str(root), str(timeout_seconds)],
-        env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"], **environ},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=60,
-    )
-    return from_json(Host, json.loads(completed.stdout))
 
 
 def test_nvml_names_every_gpu_and_the_one_that_is_lost(nvml_library: Path) -> None:

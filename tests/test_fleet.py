@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fleet import Machine, machines
+from tests.nvml import compile_nvml
 from torchenv_magic.builds.catalog import load_catalog
 
 FLEET = machines()
@@ -20,14 +18,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in programs a
 
 @pytest.fixture(scope="session")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
     library = tmp_path_factory.mktemp("fleet") / "libnvidia-ml.so.1"
-    source = Path(__file__).parent / "machines" / "fake_nvml.c"
-    flags = ["-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
-    return library
+    return library if compile_nvml(library) else None
 
 
 def test_the_fleet_is_large_and_of_every_kind() -> None:

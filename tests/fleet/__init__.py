@@ -7,21 +7,19 @@ and a device node can only be made. `README.md` says what a machine's file holds
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.nvml import LIBRARY, detect_in_child
 from torchenv_magic.accelerators import Host, Platform, detect
 from torchenv_magic.accelerators.apple import apple_accelerators
 from torchenv_magic.accelerators.windows import adapter_of, adapters_report
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Interpreter
 from torchenv_magic.selection import Request, Selection, select
-from torchenv_magic.serialization import from_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,13 +53,6 @@ sys.stdout.write({output!r})
 sys.stdout.flush()
 time.sleep({seconds})
 sys.exit({status})
-"""
-_DETECT = """
-import json, os, sys, pathlib
-from torchenv_magic.accelerators import detect
-from torchenv_magic.serialization import to_json
-host = detect(root=pathlib.Path(sys.argv[1]), timeout_seconds=float(sys.argv[2]))
-print(json.dumps(to_json(host)))
 """
 
 
@@ -144,31 +135,17 @@ class Machine:
         seconds = 0.5 if "hangs" in json.dumps(self.data.get("programs", {})) else 10.0
         if "nvml" in self.data:
             assert nvml is not None
-            host = self._detect_in_child(root, environ, seconds, nvml)
+            library = root / LIBRARY
+            library.parent.mkdir(parents=True, exist_ok=True)
+            library.symlink_to(nvml)
+            answers = {
+                "FAKE_NVML_DRIVER": self.data["nvml"]["driver"],
+                "FAKE_NVML_DEVICES": ";".join(self.data["nvml"]["devices"]),
+            }
+            host = detect_in_child(root, {**environ, **answers}, timeout_seconds=seconds)
         else:
             host = detect(root=root, environ=environ, timeout_seconds=seconds)
         return self._on_its_platform(host)
-
-    def _detect_in_child(
-        self, root: Path, environ: Mapping[str, str], seconds: float, nvml: Path
-    ) -> Host:
-        # A library stays loaded in the process that loaded it.
-        library = root / "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
-        library.parent.mkdir(parents=True, exist_ok=True)
-        library.symlink_to(nvml)
-        completed = subprocess.run(
-            [sys.executable, "-c", _DETECT, str(root), str(seconds)],
-            env={
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                **environ,
-                "FAKE_NVML_DRIVER": self.data["nvml"]["driver"],
-                "FAKE_NVML_DEVICES": ";".join(self.data["nvml"]["devices"]),
-            },
-            stdout=subprocess.PIPE,
-            check=True,
-            timeout=60,
-        )
-        return from_json(Host, json.loads(completed.stdout))
 
     def _on_its_platform(self, host: Host) -> Host:
         platform = replace(self.platform, wsl=host.platform.wsl)

@@ -142,7 +142,7 @@ def _read_intel(cards: tuple[PciCard, ...], root: Path, environ: Mapping[str, st
         return Report()
     from torchenv_magic.accelerators.intel import intel_report, read_intel
 
-    return intel_report(read_intel(root, environ))
+    return intel_report(read_intel(root, environ, cards=cards))
 
 
 def _read_adapters() -> tuple[DisplayAdapter, ...]:

@@ -121,9 +121,17 @@ class IntelReading:
     missing_libraries: tuple[str, ...] = ()
 
 
-def read_intel(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> IntelReading:
-    """Return the display devices on the bus; none where there is no `/sys`."""
-    cards = read_pci_cards(root)
+def read_intel(
+    root: Path = Path("/"),
+    environ: Mapping[str, str] | None = None,
+    *,
+    cards: Iterable[PciCard] | None = None,
+) -> IntelReading:
+    """Return the display devices on the bus; none where there is no `/sys`.
+
+    `cards` are those of the bus, where it was read before.
+    """
+    cards = read_pci_cards(root) if cards is None else cards
     displays = tuple(display for card in cards if (display := _read_display(root, card)))
     if not any(display.vendor_id == VENDOR_INTEL for display in displays):
         return IntelReading(displays=displays)
