@@ -21,6 +21,7 @@ import uv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.made_torch import add_to_torch, change_module
 from tests.standin.wheels import make_family, make_wheel
 from tests.targets import Target
 from torchenv_magic.accelerators.records import (
@@ -155,18 +156,10 @@ class Ward:
         return found
 
     def change(self, module: str, old: str, new: str) -> None:
-        path = self.site / module
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        change_module(self.site, module, old, new)
 
     def add_to_torch(self, text: str) -> None:
-        """Let `import torch` do something first."""
-        self.change(
-            "torch/__init__.py",
-            "from __future__ import annotations\n",
-            f"from __future__ import annotations\n{text}\n",
-        )
+        add_to_torch(self.site, text)
 
     def require(self, *texts: str) -> None:
         """Let torch require more."""

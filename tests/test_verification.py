@@ -20,6 +20,7 @@ import packaging
 import pytest
 import uv
 
+from tests.made_torch import add_to_torch, change_module
 from tests.standin.wheels import make_family
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, read_environment
@@ -71,18 +72,10 @@ class Lab:
                     archive.extractall(self.site_packages)
 
     def change(self, module: str, old: str, new: str) -> None:
-        path = self.site_packages / module
-        text = path.read_text(encoding="utf-8")
-        assert old in text
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        change_module(self.site_packages, module, old, new)
 
     def add_to_torch(self, text: str) -> None:
-        """Let `import torch` do something first."""
-        self.change(
-            "torch/__init__.py",
-            "from __future__ import annotations\n",
-            f"from __future__ import annotations\n{text}\n",
-        )
+        add_to_torch(self.site_packages, text)
 
     def empty(self) -> None:
         for entry in self.site_packages.iterdir():
