@@ -41,6 +41,7 @@ class MakeServer(Protocol):
         environment: Mapping[str, str | None] | None = None,
         configuration: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        plugin: bool = True,
     ) -> JupyterServer:
         """Return a server that runs until the test ends."""
 

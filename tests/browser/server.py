@@ -32,6 +32,7 @@ from jupyter_server.auth.security import passwd
 FrontEndName = Literal["lab", "notebook"]
 
 _MODULES: dict[FrontEndName, str] = {"lab": "jupyterlab", "notebook": "notebook"}
+_EXTENSION = "torchenv-magic"
 _MARKER = "TORCHENV_TEST_SERVER"
 """Stands in the environment of the server and so in that of everything that it starts."""
 
@@ -104,7 +105,8 @@ class JupyterServer:
 
     `directory` is taken for all that the server writes. `environment` is added to the variables
     of the server and so of its kernels; None as a value takes a variable away. `configuration` is
-    merged over the server's own by trait class.
+    merged over the server's own by trait class. Without `plugin` the front ends know nothing of
+    ours, as where this package is in the kernel's environment only.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class JupyterServer:
         environment: Mapping[str, str | None] | None = None,
         configuration: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        plugin: bool = True,
     ) -> None:
         self.front_end: FrontEndName = front_end
         self.authentication = authentication or Authentication.automatic()
@@ -134,6 +137,7 @@ class JupyterServer:
         self._environment = dict(environment or {})
         self._configuration = configuration or {}
         self._settings = {**_SETTINGS, **(settings or {})}
+        self._disabled_extensions = {} if plugin else {_EXTENSION: True}
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
         self._cookies = http.cookiejar.CookieJar()
@@ -366,7 +370,14 @@ class JupyterServer:
         self._write("labconfig/default_setting_overrides.json", self._settings)
         # Whether JupyterLab itself has to be built again is nobody's question here, and it makes
         # the first page wait.
-        self._write("labconfig/page_config.json", {"buildAvailable": False, "buildCheck": False})
+        self._write(
+            "labconfig/page_config.json",
+            {
+                "buildAvailable": False,
+                "buildCheck": False,
+                "disabledExtensions": self._disabled_extensions,
+            },
+        )
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         path = self.configuration_directory / name
