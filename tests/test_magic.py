@@ -129,7 +129,10 @@ def traces(shell: InteractiveShell) -> dict[str, Any]:
         "matchers": list(completer.custom_matchers),
         "formatters": {
             mime: (set(formatter.type_printers), set(formatter.deferred_printers))
-            for mime, formatter in display_formatter.formatters.items()
+            for mime, formatter in (
+                *display_formatter.formatters.items(),
+                ("a whole bundle", display_formatter.mimebundle_formatter),
+            )
         },
         # IPython's own names of the last results come and go with what was displayed before.
         "names": {name for name in shell.user_ns if not name.startswith("_")},

@@ -34,10 +34,10 @@ from torchenv_magic.notebook.rendering import (
     message_html,
     progress_html,
     progress_words,
-    verification_html,
 )
 from torchenv_magic.notebook.restart import Restart, RungChoice, colab_restart_button
 from torchenv_magic.notebook.session import SessionEffects, describe_session
+from torchenv_magic.notebook.verification_table import verification_html
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status, read_repaired, read_status
 from torchenv_magic.verification import Verification, verify

@@ -41,11 +41,11 @@ from torchenv_magic.notebook.rendering import (
     progress_words,
     status_html,
     status_rows,
-    verification_html,
     words_html,
 )
 from torchenv_magic.notebook.restart import Restart, RungChoice
 from torchenv_magic.notebook.session import describe_session
+from torchenv_magic.notebook.verification_table import verification_html
 from torchenv_magic.selection import Alternative, Request
 from torchenv_magic.status import Status, read_status
 from torchenv_magic.verification import verify

@@ -16,11 +16,11 @@ from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.selection import Alternative, Selection
 from torchenv_magic.status import Status
-from torchenv_magic.verification import Verification
 
 __all__ = [
     "STYLE",
     "alternatives_html",
+    "block_html",
     "diagnosis_html",
     "facts_html",
     "log_html",
@@ -29,7 +29,7 @@ __all__ = [
     "progress_html",
     "record_html",
     "status_html",
-    "verification_html",
+    "words_html",
 ]
 
 STYLE = """<style>
@@ -96,7 +96,8 @@ STYLE = """<style>
 </style>"""
 
 
-def _block(*parts: str) -> str:
+def block_html(*parts: str) -> str:
+    """Return the parts as one block, with the style sheet."""
     return f"{STYLE}<div class='torchenv torchenv-wide'>{''.join(parts)}</div>"
 
 
@@ -128,7 +129,7 @@ def message_html(
         parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
     if detail:
         parts.append(log_html(detail.splitlines(), title="what uv said"))
-    return _block(*parts)
+    return block_html(*parts)
 
 
 def log_html(lines: Iterable[str], *, title: str = "log") -> str:
@@ -167,7 +168,7 @@ def _finding_rows(host: Host) -> list[tuple[str, str]]:
 def host_html(host: Host) -> str:
     """Return what is in the host as a small table."""
     rows = [("Accelerator", _devices_html(host)), ("System", escape(str(host.platform)))]
-    return _block(facts_html([*rows, *_finding_rows(host)]))
+    return block_html(facts_html([*rows, *_finding_rows(host)]))
 
 
 def status_rows(status: Status) -> list[tuple[str, str]]:
@@ -199,7 +200,7 @@ def status_html(status: Status) -> str:
         else ""
     )
     rows = [*status_rows(status), ("Recommended", f"{name}{words_html(status.selection.reason)}")]
-    return _block(facts_html(rows))
+    return block_html(facts_html(rows))
 
 
 def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> str:
@@ -221,7 +222,7 @@ def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> st
 
 def selection_html(selection: Selection) -> str:
     """Return the choice and every other build with its reason."""
-    return _block(
+    return block_html(
         alternatives_html(selection.alternatives, selection.backend),
         *(f"<p class='torchenv-warn'>{words_html(w)}</p>" for w in selection.warnings),
         f"<p class='torchenv-quiet'>{escape(str(selection.catalog))}</p>",
@@ -260,7 +261,7 @@ def plan_html(plan: Plan) -> str:
         ("Plan", escape(plan.summary)),
         *(("Note", words_html(note)) for note in plan.notes),
     ]
-    return _block(facts_html(rows), changes_html(plan))
+    return block_html(facts_html(rows), changes_html(plan))
 
 
 def progress_html(message: str, progress: Bytes | None, log: Iterable[str] = ()) -> str:
@@ -273,7 +274,7 @@ def progress_html(message: str, progress: Bytes | None, log: Iterable[str] = ())
             f"aria-valuenow='{percent:.0f}'><div style='width:{percent:.1f}%'></div></div>"
             f"<p>{escape(progress_words(progress))}</p>"
         )
-    return _block(*parts, log_html(log))
+    return block_html(*parts, log_html(log))
 
 
 def progress_words(progress: Bytes) -> str:
@@ -287,25 +288,6 @@ def progress_words(progress: Bytes) -> str:
     return text
 
 
-def verification_html(verification: Verification, *, lead: str = "") -> str:
-    """Return the proof: what runs where, what was computed, and what was asked against what is."""
-    title = "PyTorch works" if verification.passed else "PyTorch does not work as asked"
-    tone = "good" if verification.passed else "bad"
-    head, *lines = str(verification).splitlines()
-    rows: list[tuple[str, str]] = []
-    for line in lines:
-        name, text = line[:13].strip(), line[13:]
-        mark = {"Passed": "good", "Failed": "bad"}.get(name)
-        word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
-        rows.append((word, words_html(text)))
-    return _block(
-        f"<p class='torchenv-quiet'>{words_html(lead)}</p>" if lead else "",
-        f"<p class='torchenv-title torchenv-{tone}'>{escape(title or head)}</p>",
-        facts_html(rows),
-        log_html(verification.detail.splitlines(), title="what Python said"),
-    )
-
-
 def diagnosis_html(diagnosis: Diagnosis) -> str:
     """Return what is wrong, each with its cure, and what was looked at."""
     tone = "good" if not diagnosis.problems else "bad" if diagnosis.errors else "warn"
@@ -317,7 +299,7 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
         rows.append((word, words_html(text)))
     title = f"<p class='torchenv-title torchenv-{tone}'>{escape(diagnosis.title)}</p>"
     detail = log_html(diagnosis.detail.splitlines(), title="what Python said")
-    return _block(title, facts_html(rows), detail)
+    return block_html(title, facts_html(rows), detail)
 
 
 _RENDERERS: dict[type, Any] = {
@@ -325,7 +307,6 @@ _RENDERERS: dict[type, Any] = {
     Status: status_html,
     Selection: selection_html,
     Plan: plan_html,
-    Verification: verification_html,
     Diagnosis: diagnosis_html,
 }
 
