@@ -45,7 +45,10 @@ LOCKS = {
     "kernel": ["pyproject.toml", "requirements/kernel.in"],
     "bootstrap": ["requirements/bootstrap.in"],
     "peers": ["requirements/peers.in"],
+    "oldest": ["requirements/oldest.in"],
 }
+# These stand beside nothing of ours.
+UNHELD = ("development", "oldest")
 
 CHECKS = {
     "ruff": [["ruff", "check"]],
@@ -182,7 +185,7 @@ def lock(arguments: Sequence[str]) -> int:
     install_uv(pip)
     settings = index_settings(pip)
     for name, sources in LOCKS.items():
-        constraints = [] if name == "development" else ["-c", "requirements/development.txt"]
+        constraints = [] if name in UNHELD else ["-c", "requirements/development.txt"]
         output = f"requirements/{name}.txt"
         say("compiling", output)
         # Neither an index address nor a path may end up in the file, hence no header; universal,

@@ -21,6 +21,7 @@ from tests.browser.kernel_environment import (
     KernelEnvironment,
     build_project_wheel,
     find_python,
+    make_server_environment,
     run_uv,
 )
 from tests.browser.server import Authentication, FrontEndName, JupyterServer
@@ -41,6 +42,7 @@ class MakeServer(Protocol):
         environment: Mapping[str, str | None] | None = None,
         configuration: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        python: Path | None = None,
         plugin: bool = True,
     ) -> JupyterServer:
         """Return a server that runs until the test ends."""
@@ -172,6 +174,19 @@ def uv_cache() -> Path:
 def project_wheel(tmp_path_factory: pytest.TempPathFactory, uv_cache: Path) -> Path:
     """Build the checkout's wheel, once in a run."""
     return build_project_wheel(tmp_path_factory.mktemp("wheel"), cache=uv_cache)
+
+
+@pytest.fixture(scope="session")
+def oldest_server_python(
+    tmp_path_factory: pytest.TempPathFactory, uv_cache: Path, project_wheel: Path
+) -> Path:
+    """Make an environment of the oldest front ends that are supported; give its interpreter.
+
+    The project's wheel lies in it too, as the plugin is found in the server's environment.
+    """
+    return make_server_environment(
+        tmp_path_factory.mktemp("oldest") / "server", wheel=project_wheel, cache=uv_cache
+    )
 
 
 @pytest.fixture

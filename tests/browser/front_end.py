@@ -65,6 +65,8 @@ JUPYTER_CONSOLE_ERRORS = (
     "Could not restore the debugger state",
     # Notebook 7.6, at every load of a page.
     "Cannot read properties of undefined (reading 'schema')",
+    # Notebook 7.0, while it loads a page.
+    "Cannot read properties of undefined (reading 'last_modified')",
 )
 """What the front ends write to the console as errors by themselves, with nobody's extension."""
 DEFAULT_TIMEOUT = 30.0

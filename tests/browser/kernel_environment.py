@@ -33,6 +33,7 @@ KERNEL_REQUIREMENTS = (
     "nvidia-ml-py",
 )
 """What a kernel with the product needs, where no pinned list lies in the checkout."""
+OLDEST_REQUIREMENTS_FILE = PROJECT_ROOT / "requirements" / "oldest.txt"
 
 
 class EnvironmentMakingError(RuntimeError):
@@ -101,13 +102,7 @@ class KernelEnvironment:
 
     def install(self, *arguments: str) -> None:
         """Run `uv pip install` for this environment; raises `EnvironmentMakingError`."""
-        command = ("pip", "install", "--python", str(self.python), *arguments)
-        try:
-            # Without the network first: asking the index again for what is in the cache is most
-            # of the time that a warm install takes, and all of its failures.
-            run_uv(*command, "--offline", cache=self.cache)
-        except EnvironmentMakingError:
-            run_uv(*command, cache=self.cache)
+        _install(self.python, *arguments, cache=self.cache)
 
     def run(
         self,
@@ -190,6 +185,19 @@ def interpreter_of(directory: Path) -> Path:
     return directory / "bin" / "python"
 
 
+def make_server_environment(directory: Path, *, wheel: Path, cache: Path | None = None) -> Path:
+    """Make an environment of the oldest front ends, with the product's wheel; return its Python.
+
+    Raises `EnvironmentMakingError` where uv fails.
+    """
+    run_uv("venv", "--python", sys.executable, "--no-project", str(directory), cache=cache)
+    interpreter = interpreter_of(directory)
+    _install(interpreter, "-r", str(OLDEST_REQUIREMENTS_FILE), cache=cache)
+    # Nothing of it is imported there: the front ends look for its plugin's files.
+    _install(interpreter, "--no-deps", str(wheel), cache=cache)
+    return interpreter
+
+
 def build_project_wheel(directory: Path, *, cache: Path | None = None) -> Path:
     """Build the checkout's wheel into `directory` with uv; raises `EnvironmentMakingError`."""
     run_uv(
@@ -230,6 +238,16 @@ def run_uv(*arguments: str, cache: Path | None = None) -> str:
         words = " ".join(("uv", *arguments))
         raise EnvironmentMakingError(f"`{words}` failed:\n{completed.stderr.strip()}")
     return completed.stdout
+
+
+def _install(interpreter: Path, *arguments: str, cache: Path | None) -> None:
+    command = ("pip", "install", "--python", str(interpreter), *arguments)
+    try:
+        # Without the network first: asking the index again for what is in the cache is most of the
+        # time that a warm install takes, and all of its failures.
+        run_uv(*command, "--offline", cache=cache)
+    except EnvironmentMakingError:
+        run_uv(*command, cache=cache)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Run a real JupyterLab or Jupyter Notebook server on loopback, closed off from this user's own.
 
-The server runs in the environment that runs the tests, with its own configuration, data, runtime,
-home and root directories, so that neither the user's settings nor an extension of theirs decides a
-test, and it looks for no news and no updates.
+The server runs in the environment that runs the tests, unless another interpreter is named, with
+its own configuration, data, runtime, home and root directories, so that neither the user's settings
+nor an extension of theirs decides a test, and it looks for no news and no updates.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ class JupyterServer:
 
     `directory` is taken for all that the server writes. `environment` is added to the variables
     of the server and so of its kernels; None as a value takes a variable away. `configuration` is
-    merged over the server's own by trait class. Without `plugin` the front ends know nothing of
-    ours, as where this package is in the kernel's environment only.
+    merged over the server's own by trait class. `python` is the interpreter of the environment
+    whose server and front ends run. Without `plugin` these know nothing of ours, as where this
+    package is in the kernel's environment only.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class JupyterServer:
         environment: Mapping[str, str | None] | None = None,
         configuration: Mapping[str, Mapping[str, Any]] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        python: Path | None = None,
         plugin: bool = True,
     ) -> None:
         self.front_end: FrontEndName = front_end
@@ -137,6 +139,7 @@ class JupyterServer:
         self._environment = dict(environment or {})
         self._configuration = configuration or {}
         self._settings = {**_SETTINGS, **(settings or {})}
+        self._python = python or Path(sys.executable)
         self._disabled_extensions = {} if plugin else {_EXTENSION: True}
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
@@ -171,7 +174,7 @@ class JupyterServer:
         self._write_configuration()
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULES[self.front_end]],
+                [str(self._python), "-m", _MODULES[self.front_end]],
                 cwd=self.root_directory,
                 env=self._variables(),
                 stdin=subprocess.DEVNULL,
