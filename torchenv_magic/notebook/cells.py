@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import threading
 from pathlib import Path
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "VERIFICATION_SOURCE",
     "VERIFICATION_TAG",
+    "has_code_below",
     "has_verification_cell",
     "is_verification_cell",
+    "is_verification_source",
     "place_verification_cell",
     "remember_placed",
 ]
@@ -64,11 +67,36 @@ def is_verification_cell(cell: object) -> bool:
     source = cell.get("source", "")
     if isinstance(source, list):
         source = "".join(line for line in source if isinstance(line, str))
-    if not isinstance(source, str):
-        return False
+    return isinstance(source, str) and is_verification_source(source)
+
+
+def is_verification_source(source: str) -> bool:
+    """Return whether that is what stands in the verification cell."""
     return [line.strip() for line in source.splitlines() if line.strip()] == [
         line.strip() for line in VERIFICATION_SOURCE.splitlines()
     ]
+
+
+def has_code_below(shell: InteractiveShell, source: str) -> bool:
+    """Return whether a cell has statements behind the last one that calls `%torchenv`."""
+    try:
+        transformed: str = shell.transform_cell(source)  # type: ignore[no-untyped-call]
+        statements = ast.parse(transformed).body
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    calls = [any(_is_own_magic(node) for node in ast.walk(statement)) for statement in statements]
+    return any(calls) and not calls[-1]
+
+
+def _is_own_magic(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "run_line_magic"
+        and bool(node.args)
+        and isinstance(node.args[0], ast.Constant)
+        and node.args[0].value == "torchenv"
+    )
 
 
 def place_verification_cell(shell: InteractiveShell, front_end: FrontEnd) -> bool:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Evidence", "FrontEnd", "FrontEndKind", "classify", "read_evidence", "read_front_end"]
+__all__ = [
+    "Evidence",
+    "FrontEnd",
+    "FrontEndKind",
+    "classify",
+    "read_evidence",
+    "read_front_end",
+    "read_session",
+]
 
 FrontEndKind = Literal[
     "jupyter",
@@ -46,6 +54,8 @@ class FrontEnd:
     notebook_path: Path | None = None
     """Absolute; as the notebook was called when the kernel started."""
     cell_id: str | None = None
+    cell_source: str | None = None
+    """What the person runs."""
     session: str | None = None
     """The id of the client that sent the request: two tabs on one kernel differ in it."""
     can_display_widgets: bool | None = None
@@ -69,6 +79,7 @@ class Evidence:
     """Whether the client that asked would answer `input()`; None where the kernel doesn't say."""
     connection_file: Path | None = None
     cell_id: str | None = None
+    cell_source: str | None = None
     session: str | None = None
     vscode_notebook: str | None = None
     """`__vsc_ipynb_file__`, which VS Code's notebooks put into the user's names."""
@@ -83,6 +94,12 @@ def read_front_end(shell: InteractiveShell) -> FrontEnd:
     A widget's callback has another request (without a cell), so keep what the magic got.
     """
     return classify(read_evidence(shell))
+
+
+def read_session(shell: InteractiveShell) -> str | None:
+    """Return the id of the client whose request is handled now: a widget's callback has one too."""
+    request = _request(getattr(shell, "kernel", None))
+    return _text((request.get("header") or {}).get("session"))
 
 
 def read_evidence(shell: InteractiveShell) -> Evidence:
@@ -103,6 +120,7 @@ def read_evidence(shell: InteractiveShell) -> Evidence:
         allow_stdin=allow_stdin if isinstance(allow_stdin, bool) else None,
         connection_file=_connection_file(kernel),
         cell_id=_text(metadata.get("cellId")),
+        cell_source=_text((request.get("content") or {}).get("code")),
         session=_text(header.get("session")),
         vscode_notebook=vscode_notebook if isinstance(vscode_notebook, str) else None,
         starting_directory=Path(starting_directory) if starting_directory else None,
@@ -123,6 +141,7 @@ def classify(evidence: Evidence) -> FrontEnd:
         connection_file=connection_file,
         notebook_path=_notebook_path(evidence),
         cell_id=evidence.cell_id,
+        cell_source=evidence.cell_source,
         session=evidence.session,
         can_display_widgets=_can_display_widgets(kind, has_ipywidgets=evidence.has_ipywidgets),
     )

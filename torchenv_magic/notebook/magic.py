@@ -7,7 +7,7 @@ import importlib
 import shlex
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -27,9 +27,15 @@ from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here
-from torchenv_magic.notebook.cells import place_verification_cell
+from torchenv_magic.notebook.cells import (
+    has_code_below,
+    is_verification_source,
+    place_verification_cell,
+    remember_placed,
+)
 from torchenv_magic.notebook.front_end import FrontEnd, read_front_end
 from torchenv_magic.notebook.job import Job, JobState
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
 from torchenv_magic.notebook.rendering import (
     message_html,
     progress_html,
@@ -122,6 +128,8 @@ def _plan(shell: InteractiveShell, words: Words) -> Plan | None:
 
 def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG001
     front_end = read_front_end(shell)
+    if is_verification_source(front_end.cell_source or ""):
+        remember_placed(shell)
     environment, recovered, _ = read_repaired()
     if recovered:
         _view(front_end).say(recovered)
@@ -277,15 +285,40 @@ class _Ending:
 
     def _restart_kernel(self, choice: RungChoice) -> None:
         self.view.say(f"{self.result}. Restarting the kernel…", tone="good")
-        lead = f"{self.result}; the kernel was restarted."
+        lead = f"{self.result}; the kernel was restarted. Run your other cells again."
         self.restart.run(
             choice,
             display_id=self.view.display_id,
             fresh_kernel_code=fresh_kernel_code(self.view.display_id, lead),
-            on_failure=lambda error: self.view.fail(error, str(error)),
+            after=self.view.bundle(f"{lead} The proof stands in the verification cell."),
+            on_failure=self._not_restarted,
         )
-        # Cells that wait (Run All) would run in the old process.
+        # Cells that wait (Run All) would run in the old process, and so would the rest of this one.
         self.restart.abort_queue()
+        if has_code_below(self.shell, self.front_end.cell_source or ""):
+            _stop_cell(self.shell)
+
+    def _not_restarted(self, error: RestartError) -> None:
+        """Say what to press, and meanwhile prove the new environment in another process."""
+        self.view.fail(error, f"{self.result}. {error}")
+        lead = f"{self.result}. {error.message}. {error.hint}."
+        threading.Thread(
+            target=lambda: self.view.show(_verify_in_child(read_environment()), lead=lead),
+            name="torchenv-verify",
+            daemon=True,
+        ).start()
+
+
+class _RestOfCellDropped(Exception):  # noqa: N818  (nothing went wrong)
+    """Ends a cell whose other lines would run in a process that is about to end."""
+
+
+def _stop_cell(shell: InteractiveShell) -> None:
+    # A handler of its own, as any error that is shown would look like a failure of the install.
+    shell.set_custom_exc(  # type: ignore[no-untyped-call]
+        (_RestOfCellDropped,), lambda *_, **__: None
+    )
+    raise _RestOfCellDropped
 
 
 def wants_restart(words: Words, front_end: FrontEnd, effects: SessionEffects) -> bool:
@@ -351,7 +384,8 @@ class _View:
         text = state.message
         if state.bytes is not None:
             text += f"\n{progress_words(state.bytes)}"
-        self._put(progress_html(state.message, state.bytes, state.log), text)
+        html = progress_html(state.message, state.bytes, state.log)
+        self._put({"text/html": html, "text/plain": text})
 
     def warn(self, texts: Iterable[str]) -> None:
         """Say what selection warns of, in outputs of their own that stay."""
@@ -360,24 +394,30 @@ class _View:
             bundle = {"text/html": html, "text/plain": f"warning: {text}"}
             display(bundle, raw=True)  # type: ignore[no-untyped-call]
 
+    def bundle(self, text: str, *, tone: str = "") -> dict[str, str]:
+        """Return what `say` shows, by MIME type."""
+        return {"text/html": message_html(text, tone=tone), "text/plain": text}
+
     def say(self, text: str, *, tone: str = "") -> None:
-        self._put(message_html(text, tone=tone), text)
+        self._put(self.bundle(text, tone=tone))
 
     def fail(self, error: TorchEnvError, text: str) -> None:
         """Leave what uv said, folded: the message itself is the cell's error."""
-        self._put(message_html(text, detail=error.detail), text)
+        html = message_html(text, detail=error.detail)
+        self._put({"text/html": html, "text/plain": text})
 
     def show(self, verification: Verification, *, lead: str) -> None:
-        self._put(verification_html(verification, lead=lead), f"{lead}\n{verification}")
+        html = verification_html(verification, lead=lead)
+        self._put({"text/html": html, "text/plain": f"{lead}\n{verification}"})
 
     def clear(self) -> None:
         if self._shown:
-            self._put("", "")
+            self._put({"text/html": "", "text/plain": ""})
 
-    def _put(self, html: str, text: str) -> None:
-        bundle = {"text/html": html, "text/plain": text}
+    def _put(self, bundle: Mapping[str, object]) -> None:
+        marked = {**bundle, OUTPUT_MIME: {"id": self.display_id}}
         display(  # type: ignore[no-untyped-call]
-            bundle, raw=True, display_id=self.display_id, update=self._shown
+            marked, raw=True, display_id=self.display_id, update=self._shown
         )
         self._shown = True
 

@@ -493,6 +493,10 @@ class Picker:
             choice,
             display_id=self.display_id,
             fresh_kernel_code=fresh_kernel_code(self.display_id, lead),
+            after={
+                "text/html": message_html(f"{lead} The proof stands in the verification cell."),
+                "text/plain": f"{lead} The proof stands in the verification cell.",
+            },
             on_failure=failed,
         )
 

@@ -7,7 +7,7 @@ and some end the session for good.
 ```python
 restart = Restart(shell, read_front_end(shell))   # in the magic, while its cell runs
 choice = restart.prepare()                        # any thread: finds and asks the server
-restart.run(choice, display_id=…, fresh_kernel_code=…, on_failure=…)   # any thread
+restart.run(choice, display_id=…, fresh_kernel_code=…, after=…, on_failure=…)   # any thread
 restart.abort_queue()                             # last thing in the magic: Run All stops here
 ```
 """
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from torchenv_magic.errors import RestartError
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
 from torchenv_magic.notebook.own_server import Server, find_owner, server_candidates
+from torchenv_magic.notebook.plugin import Conversation, restart_order
 from torchenv_magic.notebook.re_exec import (
     end_child_processes,
     launch_environment,
@@ -59,8 +60,8 @@ __all__ = [
     "launch_environment",
 ]
 
-RungName = Literal["server", "re-exec", "tell"]
-"""Best first; the plugin's rung goes before them."""
+RungName = Literal["plugin", "server", "re-exec", "tell"]
+"""Best first."""
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class Rung:
 class RestartFacts:
     """What was found out about the ways."""
 
+    plugin_obstacle: str | None
+    """Why no plugin can be asked; None where one can, which is not yet that one is there."""
     server_answered: bool
     server_reason: str
     re_exec_obstacle: str | None
@@ -119,12 +122,19 @@ def ladder(front_end: FrontEnd, facts: RestartFacts) -> tuple[Rung, ...]:
     if closed is not None:
         reason = f"{closed} ({front_end.reason})"
         return (
+            Rung(name="plugin", available=False, reason=reason),
             Rung(name="server", available=False, reason=reason),
             Rung(name="re-exec", available=False, reason=reason),
             Rung(name="tell", available=True, reason=reason),
         )
     obstacle = facts.re_exec_obstacle
     return (
+        Rung(
+            name="plugin",
+            available=facts.plugin_obstacle is None,
+            # Its answer can be heard when the cell is over, and not before.
+            reason=facts.plugin_obstacle or "the front end is asked when the cell is over",
+        ),
         Rung(name="server", available=facts.server_answered, reason=facts.server_reason),
         Rung(
             name="re-exec",
@@ -214,14 +224,20 @@ class Restart:
         *,
         display_id: str | None,
         fresh_kernel_code: str,
+        after: Mapping[str, str],
         on_failure: Callable[[RestartError], None],
+        session: str | None = None,
     ) -> None:
         """Restart the kernel as soon as no cell runs, then run the code in the fresh one.
 
         Returns at once, from whatever thread. The code runs silently and outside the history but
         in the user's names: let it be one expression. Where it raises, the output `display_id`
-        says so. Where no rung works, the kernel lives on and `on_failure` is called, in the
-        kernel's main thread between two cells.
+        says so. The front end's plugin runs the verification cell instead, and puts the MIME
+        bundle `after` into that output, which has to carry `OUTPUT_MIME` for it. Where no rung
+        works, the kernel lives on and `on_failure` is called, in the kernel's main thread between
+        two cells.
+
+        `session` is the id of the client that asks; None is the one that ran the magic.
 
         Raises
         ------
@@ -236,6 +252,8 @@ class Restart:
             choice=choice,
             display_id=display_id,
             code=fresh_kernel_code,
+            after=after,
+            session=session or self.front_end.session,
             on_failure=on_failure,
         )
         self._attempt.start()
@@ -253,7 +271,10 @@ class Restart:
         if front_end.kind in _NEVER_RESTARTED or not self._process.has_loop:
             reason = "the kernel has no loop to wait in"
             return None, RestartFacts(
-                server_answered=False, server_reason=reason, re_exec_obstacle=reason
+                plugin_obstacle=reason,
+                server_answered=False,
+                server_reason=reason,
+                re_exec_obstacle=reason,
             )
         server, server_reason = None, "the kernel's connection file names no kernel"
         connection_file, kernel_id = front_end.connection_file, front_end.kernel_id
@@ -268,6 +289,9 @@ class Restart:
             )
             server, server_reason = find_owner(candidates, kernel_id)
         return server, RestartFacts(
+            plugin_obstacle=None
+            if front_end.kind == "jupyter"
+            else "only JupyterLab and Notebook have the plugin",
             server_answered=server is not None,
             server_reason=server_reason,
             re_exec_obstacle=re_exec_obstacle(
@@ -300,6 +324,11 @@ class _KernelProcess:
             function()
         else:
             self._loop.call_soon_threadsafe(function)
+
+    def after(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call `function` in the main thread later; for that thread."""
+        if self._loop is not None:
+            self._loop.call_later(seconds, function)
 
     def is_busy(self) -> bool:
         """Return whether a cell ended whose reply is still to be sent: the loop runs meanwhile."""
@@ -368,11 +397,15 @@ class _Attempt:
         choice: RungChoice,
         display_id: str | None,
         code: str,
+        after: Mapping[str, str],
+        session: str | None,
         on_failure: Callable[[RestartError], None],
     ) -> None:
         self.over = False
         self._process = process
         self._choice = choice
+        self._session = session
+        self._order = restart_order(output=display_id, cell=front_end.cell_id, after=after)
         self._job = Job(
             kernel_id=front_end.kernel_id or "",
             connection_file=str(front_end.connection_file),
@@ -391,6 +424,9 @@ class _Attempt:
             self._give_up()
             return
         _log.info("restart: trying %s: %s", rung.name, rung.reason)
+        if rung.name == "plugin":
+            self._process.between_cells(self._ask_plugin)
+            return
         server = self._choice.server if rung.name == "server" else None
         try:
             helper = _Helper(
@@ -403,6 +439,13 @@ class _Attempt:
             return
         # The helper loads what it needs while the cell that asked comes to its end.
         self._process.between_cells(lambda: self._after_cell(helper))
+
+    def _ask_plugin(self) -> None:
+        # As below; the plugin itself waits for the reply of the cell that asked.
+        self._process.hold_queue()
+        Conversation(
+            self._order, asked=self._session, loop=self._process, on_failure=self._next
+        ).begin()
 
     def _after_cell(self, helper: _Helper) -> None:
         # Cells that wait behind the one that ran as the picker was clicked, and those that are

@@ -1,0 +1,231 @@
+"""Speak with the plugin in JupyterLab and Notebook 7: who is there, and what one of them is to do.
+
+The other half is `labextension/static/plugin.js`. Over a comm that the kernel opens, and that
+every client of the kernel gets:
+
+```
+kernel  → clients   (open) {protocol, request, output}         who is there?
+clients → kernel    {event: hello, client, holds, writable}    or comm_close: there is no plugin
+kernel  → clients   {event: restart | switch, client, …}       only the named client acts
+client  → kernel    {event: accepted}                          at once; the rest it does unasked
+client  → kernel    (a new comm) {event: failed, request, reason}
+```
+
+A page that was loaded again is another client, and two tabs are two: hence the names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import uuid4
+
+from torchenv_magic.notebook.cells import VERIFICATION_SOURCE, VERIFICATION_TAG
+
+__all__ = [
+    "OUTPUT_MIME",
+    "Client",
+    "Conversation",
+    "Loop",
+    "Order",
+    "choose_client",
+    "restart_order",
+    "switch_order",
+]
+
+OUTPUT_MIME = "application/vnd.torchenv-magic.output+json"
+"""Marks an output of ours; its value is `{"id": display_id}`. By it the plugin finds the output
+that asked, and a picker whose kernel is gone."""
+
+TARGET = "torchenv-magic"
+PROTOCOL = 1
+
+HELLO_SECONDS = 0.3
+"""How long nobody has to be there before the next way is taken. Measured: an answer takes 0.03 to
+0.2 s, and a front end without the plugin says so as quickly."""
+ACCEPTED_SECONDS = 5.0
+DONE_SECONDS = 120.0
+"""A server waits for a kernel for 60 s itself."""
+
+Order = Mapping[str, object]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """One page that shows a notebook of this kernel, and has the plugin."""
+
+    id: str
+    holds: bool
+    """Whether the output that asked is in its notebook."""
+    writable: bool
+
+    @classmethod
+    def from_hello(cls, data: object) -> Client | None:
+        """Return who says hello; None for anything else, and for another version's plugin."""
+        if not isinstance(data, dict) or data.get("event") != "hello":
+            return None
+        if data.get("protocol") != PROTOCOL or not isinstance(data.get("client"), str):
+            return None
+        return cls(
+            id=data["client"],
+            holds=data.get("holds") is True,
+            writable=data.get("writable") is True,
+        )
+
+
+def choose_client(asked: str | None, clients: Iterable[Client]) -> Client | None:
+    """Return the client that is to act: the one that asked, else one that shows the same output.
+
+    The one that asked is gone where its page was closed or loaded again since.
+    """
+    able = [client for client in clients if client.writable]
+    for client in able:
+        if client.id == asked:
+            return client
+    return next((client for client in able if client.holds), None)
+
+
+def restart_order(*, output: str | None, cell: str | None, after: Mapping[str, str]) -> Order:
+    """Return the order to restart the kernel, and to place and run the verification cell.
+
+    `after` is what stands in the output once the kernel is fresh, by MIME type.
+    """
+    return {
+        "event": "restart",
+        "output": output or "",
+        "cell": cell,
+        "after": dict(after),
+        "verification": {"source": VERIFICATION_SOURCE, "tag": VERIFICATION_TAG},
+    }
+
+
+def switch_order(kernel: str) -> Order:
+    """Return the order to give the notebook a new kernel, by the name of its kernelspec."""
+    return {"event": "switch", "kernel": kernel}
+
+
+class Loop(Protocol):
+    """The kernel's main thread, as a conversation needs it."""
+
+    def between_cells(self, function: Callable[[], object]) -> None:
+        """Call `function` in the main thread while no cell's code runs; from any thread."""
+
+    def after(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call `function` there later; from the main thread."""
+
+
+class Conversation:
+    """One order, given to one client. All of it runs in the kernel's main thread, between cells.
+
+    `on_failure` is called once, with the reason, where nobody takes the order or it fails; where
+    all goes well the kernel ends, or the notebook leaves it.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        asked: str | None,
+        loop: Loop,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._order = order
+        self._asked = asked
+        self._loop = loop
+        self._on_failure = on_failure
+        self._request = uuid4().hex
+        self._clients: list[Client] = []
+        self._chosen: Client | None = None
+        self._accepted = False
+        self._over = False
+        self._comm: Any = None
+        self._manager: Any = None
+
+    def begin(self) -> None:
+        """Ask who is there, and go on with what is answered."""
+        try:
+            import comm
+
+            self._manager = comm.get_comm_manager()
+            self._manager.register_target(TARGET, self._on_open)
+            self._comm = comm.create_comm(
+                target_name=TARGET,
+                data={
+                    "protocol": PROTOCOL,
+                    "request": self._request,
+                    "output": self._order.get("output"),
+                },
+            )
+        except Exception as error:  # noqa: BLE001  (whatever a kernel without comms raises)
+            self._fail(f"the kernel has no comms ({type(error).__name__})")
+            return
+        self._comm.on_msg(self._on_message)
+        self._comm.on_close(self._on_close)
+        self._loop.after(HELLO_SECONDS, lambda: self._decide("the front end has no plugin"))
+
+    # Messages come in a thread of their own where the front end uses subshells (ipykernel 7).
+
+    def _on_message(self, message: Mapping[str, Any]) -> None:
+        data = message["content"]["data"]
+        self._loop.between_cells(lambda: self._hear(data))
+
+    def _on_close(self, message: Mapping[str, Any]) -> None:
+        session = message["header"].get("session")
+        self._loop.between_cells(lambda: self._heard_no(session))
+
+    def _on_open(self, comm: Any, message: Mapping[str, Any]) -> None:  # noqa: ANN401  (untyped)
+        data = message["content"]["data"]
+        with contextlib.suppress(Exception):
+            comm.close()
+        if isinstance(data, dict) and data.get("request") == self._request:
+            reason = str(data.get("reason") or "the front end gave no reason")
+            self._loop.between_cells(lambda: self._fail(reason))
+
+    def _hear(self, data: object) -> None:
+        if isinstance(data, dict) and data.get("event") == "accepted":
+            self._accepted = True
+            return
+        client = Client.from_hello(data)
+        if client is None or self._chosen is not None:
+            return
+        self._clients.append(client)
+        if client.id == self._asked:
+            self._decide("the notebook can't be written to")
+
+    def _heard_no(self, session: object) -> None:
+        if session == self._asked and self._chosen is None:
+            self._decide("the front end has no plugin")
+        elif not self._over:
+            # Another client of this kernel, a console for one: the comm is the others' still.
+            self._comm._closed = False  # noqa: SLF001  (its own close would not be sent)
+            self._manager.register_comm(self._comm)
+
+    def _decide(self, otherwise: str) -> None:
+        if self._over or self._chosen is not None:
+            return
+        self._chosen = choose_client(self._asked, self._clients)
+        if self._chosen is None:
+            self._fail(otherwise)
+            return
+        _log.info("plugin: client %s is to %s", self._chosen.id, self._order["event"])
+        self._comm.send({**self._order, "request": self._request, "client": self._chosen.id})
+        self._loop.after(ACCEPTED_SECONDS, self._expect_accepted)
+        self._loop.after(DONE_SECONDS, lambda: self._fail("the front end did not do it in time"))
+
+    def _expect_accepted(self) -> None:
+        if not self._accepted:
+            self._fail("the page that asked is gone")
+
+    def _fail(self, reason: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._comm is not None:
+            with contextlib.suppress(Exception):
+                self._comm.close()
+        self._on_failure(reason)
