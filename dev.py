@@ -261,7 +261,13 @@ def expected_stamp(environment: Environment) -> str:
     digest = hashlib.sha256()
     # An editable install and the scripts name the checkout's folder, which may have moved.
     digest.update(f"{ROOT} {python_version()}".encode())
-    for path in (BOOTSTRAP, environment.requirements, ROOT / "pyproject.toml"):
+    # An editable install has copies of the plugin's files, since Jupyter looks for them elsewhere.
+    plugin = sorted(
+        path
+        for pattern in ("*.json", "schemas/**/*.json", "static/*")
+        for path in (ROOT / "labextension").glob(pattern)
+    )
+    for path in (BOOTSTRAP, environment.requirements, ROOT / "pyproject.toml", *plugin):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
