@@ -44,6 +44,7 @@ class MakeServer(Protocol):
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         python: Path | None = None,
         plugin: bool = True,
+        runtime_directory: Path | None = None,
     ) -> JupyterServer:
         """Return a server that runs until the test ends."""
 

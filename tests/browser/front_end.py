@@ -296,6 +296,8 @@ class Browser:
             device_scale_factor=scale,
             # Animations would be in pictures and make elements move under a click.
             reduced_motion="reduce",
+            # A server with TLS has a certificate by nobody.
+            ignore_https_errors=True,
         )
 
     def _launch(self) -> None:

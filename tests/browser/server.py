@@ -7,13 +7,18 @@ nor an extension of theirs decides a test, and it looks for no news and no updat
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.cookiejar
 import json
 import os
 import re
+import socket
+import socketserver
+import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -107,7 +112,7 @@ class JupyterServer:
     of the server and so of its kernels; None as a value takes a variable away. `configuration` is
     merged over the server's own by trait class. `python` is the interpreter of the environment
     whose server and front ends run. Without `plugin` these know nothing of ours, as where this
-    package is in the kernel's environment only.
+    package is in the kernel's environment only. Servers of one user share a `runtime_directory`.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class JupyterServer:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         python: Path | None = None,
         plugin: bool = True,
+        runtime_directory: Path | None = None,
     ) -> None:
         self.front_end: FrontEndName = front_end
         self.authentication = authentication or Authentication.automatic()
@@ -130,12 +136,13 @@ class JupyterServer:
         self.root_directory = directory / "root"
         self.configuration_directory = directory / "configuration"
         self.data_directory = directory / "data"
-        self.runtime_directory = directory / "runtime"
+        self.runtime_directory = runtime_directory or directory / "runtime"
         self.log_file = directory / "server.log"
         self.token = ""
         """The token in force; empty for a password server and for one without authentication."""
         self.url = ""
-        """The address of the server with its base URL and a slash at the end."""
+        """The address of the server with its base URL and a slash at the end; that of a relay for a
+        server on a Unix socket, to which no browser speaks."""
         self._environment = dict(environment or {})
         self._configuration = configuration or {}
         self._settings = {**_SETTINGS, **(settings or {})}
@@ -143,10 +150,13 @@ class JupyterServer:
         self._disabled_extensions = {} if plugin else {_EXTENSION: True}
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
+        self._relay: UnixSocketRelay | None = None
         self._cookies = http.cookiejar.CookieJar()
         self._opener = urllib.request.build_opener(
             # The tests set HTTPS_PROXY for the kernels; the way to loopback goes around it.
             urllib.request.ProxyHandler({}),
+            # A server of a test has a certificate by nobody.
+            urllib.request.HTTPSHandler(context=ssl._create_unverified_context()),  # noqa: S323
             urllib.request.HTTPCookieProcessor(self._cookies),
         )
 
@@ -197,6 +207,8 @@ class JupyterServer:
         process, self._process = self._process, None
         if process is None:
             return
+        if self._relay is not None:
+            self._relay.stop()
         leftovers = self._processes()
         if process.poll() is None:
             # SIGTERM makes the server end its kernels itself; nobody is left to restart them.
@@ -418,13 +430,20 @@ class JupyterServer:
     def _read_server_file(self) -> bool:
         # The file is written before the port is open; it is the only place that tells the port
         # that the system chose and the token that the server made up.
+        assert self._process is not None
         for path in self.runtime_directory.glob("jpserver-*.json"):
             try:
                 description = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
-                return False
-            self.url = description["url"]
+                continue
+            if description["root_dir"] != str(self.root_directory):
+                continue  # another server of the same user
             self.token = description["token"]
+            if description["sock"]:
+                self._relay = self._relay or UnixSocketRelay(description["sock"])
+                self.url = f"http://127.0.0.1:{self._relay.port}{description['base_url']}"
+            else:
+                self.url = description["url"].replace("//0.0.0.0:", "//127.0.0.1:")
             return True
         return False
 
@@ -476,6 +495,47 @@ class JupyterServer:
 
     def _log_end(self) -> str:
         return self.log()[-3000:]
+
+
+@final
+class UnixSocketRelay:
+    """Hand what comes to a port of loopback on to a Unix socket, and the answers back."""
+
+    def __init__(self, path: str) -> None:
+        relay = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                relay._connect(self.request, path)
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no more connections; those that are open end with the server."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _connect(self, client: socket.socket, path: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            try:
+                server.connect(path)
+            except OSError:
+                return  # not there yet: the client finds its connection closed
+            back = threading.Thread(target=_copy, args=(server, client), daemon=True)
+            back.start()
+            _copy(client, server)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 def _as_cell(cell: str | nbformat.NotebookNode) -> nbformat.NotebookNode:
