@@ -3,7 +3,7 @@
 
 python3 dev.py lab [ARGUMENT ...]       JupyterLab on notebooks/quickstart.ipynb
 python3 dev.py test [ARGUMENT ...]      every check; with arguments, pytest alone with them
-python3 dev.py lint [ruff|format|mypy]  the static checks, or one of them
+python3 dev.py lint [NAME ...]          the static checks, or those: ruff, format, mypy, tsc
 python3 dev.py lock [ARGUMENT ...]      compile requirements/*.txt anew (--upgrade moves the pins)
 python3 dev.py catalog [ARGUMENT ...]   make the catalog of builds from its facts (-h: what else)
 python3 dev.py picture                  make the pictures of the README from the real thing
@@ -62,7 +62,10 @@ CHECKS = {
             for name in ("win32", "darwin")
         ),
     ],
+    # The plugin is written in JavaScript that needs no build; its types stand in comments.
+    "tsc": [["tsc", "--project", "labextension"]],
 }
+PLUGIN = ROOT / "labextension"
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM_FILES = {
@@ -216,12 +219,21 @@ def picture(arguments: Sequence[str]) -> int:
 
 
 def run_checks(names: Sequence[str] | Mapping[str, object]) -> int:
-    for command in (command for name in names for command in CHECKS[name]):
-        say(*command)
-        status = call([str(DEVELOPMENT.python), "-m", *command])
-        if status:
-            return status
+    for name in names:
+        for words in CHECKS[name]:
+            say(*words)
+            status = call(check_command(words))
+            if status:
+                return status
     return 0
+
+
+def check_command(words: Sequence[str]) -> list[str]:
+    if words[0] != "tsc":
+        return [str(DEVELOPMENT.python), "-m", *words]
+    install_node_modules(PLUGIN)
+    compiler = PLUGIN / "node_modules" / "typescript" / "bin" / "tsc"
+    return [str(DEVELOPMENT.executable("node")), str(compiler), *words[1:]]
 
 
 # -------------------------------------------------------------------------------- the environment
@@ -352,6 +364,25 @@ def uv_variables(listing: str, variables: Mapping[str, str]) -> dict[str, str]:
     if {"SSL_CERT_FILE", "SSL_CERT_DIR"} & variables.keys():
         found.pop("SSL_CERT_FILE", None)
     return found
+
+
+def install_node_modules(folder: Path) -> None:
+    """Install what the folder's `package-lock.json` names, unless it is there; npm is a wheel."""
+    lock_file = folder / "package-lock.json"
+    stamp = folder / "node_modules" / STAMP
+    expected = hashlib.sha256(lock_file.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == expected:
+        return
+    name = lock_file.relative_to(ROOT).as_posix()
+    say("installing", name)
+    # Nothing that is installed here runs: no scripts.
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    require(
+        [str(DEVELOPMENT.executable("npm")), "--prefix", str(folder), "ci", *options],
+        {},
+        failure=f"npm could not install {name}",
+    )
+    stamp.write_text(expected, encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------ the browser

@@ -227,7 +227,7 @@ function* ownOutputs(panel) {
     for (let index = 0; index < outputs.length; index++) {
       const output = outputs.get(index);
       const mark = /** @type {{ id?: string } | undefined} */ (output.data[OUTPUT_MIME]);
-      if (mark !== undefined) {
+      if (mark) {
         yield { cell, outputs, index, output, id: mark.id };
       }
     }
@@ -258,9 +258,10 @@ function showSummaries(panel, isDead) {
   const { model } = panel.content;
   const dirty = model?.dirty;
   for (const { outputs, index, output } of ownOutputs(panel)) {
-    const { [WIDGET_MIME]: view, ...data } = output.toJSON().data ?? {};
-    if (view && isDead(/** @type {any} */ (view).model_id)) {
-      outputs.set(index, { ...output.toJSON(), data });
+    const { data, ...rest } = /** @type {any} */ (output.toJSON());
+    const { [WIDGET_MIME]: view, ...summary } = data;
+    if (view && isDead(view.model_id)) {
+      outputs.set(index, { ...rest, data: summary });
     }
   }
   if (model && dirty === false) {

@@ -290,7 +290,7 @@ class _Ending:
             choice,
             display_id=self.view.display_id,
             fresh_kernel_code=fresh_kernel_code(self.view.display_id, lead),
-            after=self.view.bundle(f"{lead} The proof stands in the verification cell."),
+            after=self.view.bundle(f"{lead} The verification cell shows whether PyTorch works."),
             on_failure=self._not_restarted,
         )
         # Cells that wait (Run All) would run in the old process, and so would the rest of this one.

@@ -494,8 +494,10 @@ class Picker:
             display_id=self.display_id,
             fresh_kernel_code=fresh_kernel_code(self.display_id, lead),
             after={
-                "text/html": message_html(f"{lead} The proof stands in the verification cell."),
-                "text/plain": f"{lead} The proof stands in the verification cell.",
+                "text/html": message_html(
+                    f"{lead} The verification cell shows whether PyTorch works."
+                ),
+                "text/plain": f"{lead} The verification cell shows whether PyTorch works.",
             },
             on_failure=failed,
         )
