@@ -7,25 +7,34 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from torchenv_magic.errors import InstallCancelled, TorchEnvError
+from torchenv_magic.environment import Environment
+from torchenv_magic.errors import BusyError, InstallCancelled, TorchEnvError
 from torchenv_magic.installation.install import Result, install_plan
+from torchenv_magic.installation.locking import locked, state_directory
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
-from torchenv_magic.installation.progress import Bytes, Event
+from torchenv_magic.installation.progress import Bytes, Event, Phase
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request
 from torchenv_magic.status import Status
 
-__all__ = ["Job", "JobState", "expected"]
+__all__ = ["Job", "JobStage", "JobState", "expected"]
+
+JobStage = Literal["joining", "planning", "installing"]
+"""`joining` is waiting for another process's install of the same environment."""
 
 _LOG_LINES = 500
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
     """How far a job is: one record, replaced as a whole, so that any thread may read it."""
 
+    stage: JobStage = "planning"
+    phase: Phase = "resolve"
     message: str = "Starting"
     bytes: Bytes | None = None
     log: tuple[str, ...] = ()
@@ -43,7 +52,12 @@ class JobState:
 class Job:
     """Plan, or plan and install, in a thread of its own.
 
-    `on_change` is called in that thread after each change of `state`; `on_end` once, at its end.
+    `look` says anew what is here and what is asked for, before the plan is made. A job that can
+    look waits for another install of this environment and then goes on from a new look; for one
+    that can't it is an error.
+
+    `on_change` is called in the job's thread after each change of `state`; `on_end` once, at its
+    end.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class Job:
         consent: bool = False,
         plan: Plan | None = None,
         only_plan: bool = False,
+        look: Callable[[], tuple[Status, Request]] | None = None,
         on_change: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
     ) -> None:
@@ -63,6 +78,7 @@ class Job:
         self._request = request
         self._consent = consent
         self._only_plan = only_plan
+        self._look = look
         self._on_change = on_change
         self._on_end = on_end
         self._cancellation = Cancellation()
@@ -80,18 +96,7 @@ class Job:
 
     def _run(self) -> None:
         try:
-            plan = self.state.plan or make_plan(
-                self._status.selection,
-                self._status.environment,
-                self._request,
-                consent=self._consent,
-                on_event=self._tell,
-                cancellation=self._cancellation,
-            )
-            self._set(plan=plan)
-            if not self._only_plan:
-                result = install_plan(plan, on_event=self._tell, cancellation=self._cancellation)
-                self._set(result=result)
+            self._work()
         except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
             self._set(error=expected(error))
         finally:
@@ -99,8 +104,61 @@ class Job:
             if self._on_end is not None:
                 self._on_end(self)
 
+    def _work(self) -> None:
+        status, request, plan = self._status, self._request, self.state.plan
+        # A plan that was handed in is one that a person agreed to, wherever its wheels lie.
+        consent = self._consent or plan is not None
+        while True:
+            if self._look is not None:
+                if not self._only_plan and self._has_waited(status.environment):
+                    plan = None
+                if plan is None:
+                    self._set(stage="planning", message="Looking at what is here", plan=None)
+                    status, request = self._look()
+            plan = plan or make_plan(
+                status.selection,
+                status.environment,
+                request,
+                consent=consent,
+                on_event=self._tell,
+                cancellation=self._cancellation,
+            )
+            self._set(plan=plan)
+            if self._only_plan:
+                return
+            self._set(stage="installing")
+            try:
+                result = install_plan(plan, on_event=self._tell, cancellation=self._cancellation)
+            except BusyError:
+                if self._look is None:
+                    raise
+                plan = None  # another install began while this one planned
+            else:
+                self._set(result=result)
+                return
+
+    def _has_waited(self, environment: Environment) -> bool:
+        """Wait until no other install works on the environment; return whether one did."""
+        # Looking for the lock would make the folder, and a plan is to change nothing.
+        if not state_directory(environment).exists():
+            return False
+        stopped = threading.Event()
+        waited = False
+        with self._cancellation.stops(stopped.set):
+            while True:
+                self._cancellation.raise_if_requested()
+                try:
+                    with locked(environment):
+                        return waited
+                except BusyError as error:
+                    message = f"{error.message}. This one goes on when it has ended."
+                    if not waited:
+                        self._set(stage="joining", message=message, bytes=None)
+                    waited = True
+                stopped.wait(_POLL_SECONDS)
+
     def _tell(self, event: Event) -> None:
-        changes: dict[str, object] = {}
+        changes: dict[str, object] = {"phase": event.phase}
         if event.message:
             changes["message"] = event.message
             if event.bytes is None:
@@ -127,7 +185,7 @@ def expected(error: Exception) -> TorchEnvError:
     if isinstance(error, TorchEnvError):
         return error
     return TorchEnvError(
-        f"Something unexpected happened: {type(error).__name__}: {error}",
-        hint="please report it with the folded text; the environment was put back",
+        f"An unexpected {type(error).__name__} stopped this, and the environment is as it was: {error}",
+        hint="report it, with the folded text",
         detail="".join(traceback.format_exception(error)),
     )

@@ -20,15 +20,20 @@ from torchenv_magic.status import Status
 __all__ = [
     "STYLE",
     "alternatives_html",
+    "bar_html",
     "block_html",
+    "changes_html",
     "diagnosis_html",
     "facts_html",
     "log_html",
     "message_html",
     "plan_html",
     "progress_html",
+    "progress_words",
     "record_html",
     "status_html",
+    "status_rows",
+    "title_html",
     "words_html",
 ]
 
@@ -42,56 +47,67 @@ STYLE = """<style>
   overflow-wrap: anywhere;
   text-wrap: pretty;
 }
-.torchenv .torchenv-title { font-size: 1.2em; font-weight: 600; margin: 0.2em 0 0.5em; }
-.torchenv-facts { display: grid; grid-template-columns: 8em 1fr; gap: 0.15em 1em; }
-.torchenv-facts > div { min-width: 0; }
-.torchenv-facts > div:nth-child(odd) { color: var(--jp-ui-font-color2, inherit); }
+.torchenv p { margin: 0.3em 0; }
+.torchenv p.torchenv-title { font-size: 1.2em; margin: 0.2em 0 0.5em; }
+.torchenv strong { font-weight: 600; }
 .torchenv table, .jp-RenderedHTMLCommon .torchenv table {
   border-collapse: collapse; margin: 0.3em 0; font-size: inherit; table-layout: auto; border: 0;
   color: inherit;
 }
 .torchenv tr, .jp-RenderedHTMLCommon .torchenv tbody tr:nth-child(n) { background: none; }
-.torchenv td, .torchenv th, .jp-RenderedHTMLCommon .torchenv :is(td, th) {
-  text-align: left; vertical-align: top; padding: 0.15em 1em 0.15em 0; max-width: none;
-  white-space: normal; border: 0;
+.torchenv :is(td, th), .jp-RenderedHTMLCommon .torchenv :is(td, th) {
+  text-align: start; vertical-align: top; padding-block: 0.15em; padding-inline: 0 1em;
+  max-width: none; white-space: normal; border: 0;
 }
-.torchenv td:not(:last-child), .jp-RenderedHTMLCommon .torchenv td:not(:last-child) {
+.torchenv td:not(:last-child), .jp-RenderedHTMLCommon .torchenv td:not(:last-child),
+.torchenv th[scope=row], .jp-RenderedHTMLCommon .torchenv th[scope=row] {
   white-space: nowrap; overflow-wrap: normal;
 }
 .torchenv-scroll { overflow-x: auto; }
 .torchenv th, .jp-RenderedHTMLCommon .torchenv th {
   font-weight: normal; color: var(--jp-ui-font-color2, inherit);
 }
+.torchenv-builds th[scope=row], .jp-RenderedHTMLCommon .torchenv-builds th[scope=row] {
+  color: inherit;
+}
 .torchenv :is(code, pre), .jp-RenderedHTMLCommon .torchenv :is(code, pre) {
   font-family: var(--jp-code-font-family, monospace); font-size: 0.95em;
   background: none; padding: 0; color: inherit;
 }
-.torchenv pre { white-space: pre-wrap; max-height: 18em; overflow: auto; margin: 0.3em 0 0; }
+.torchenv pre { white-space: pre-wrap; margin: 0.3em 0 0; }
 .torchenv summary { cursor: pointer; color: var(--jp-ui-font-color2, inherit); }
-.torchenv summary:focus-visible { outline: 2px solid var(--jp-brand-color1, currentColor); }
-.torchenv p { margin: 0.3em 0; }
+.torchenv summary:focus-visible {
+  outline: 2px solid var(--jp-brand-color1, currentColor); outline-offset: 2px;
+}
 .torchenv-quiet { color: var(--jp-ui-font-color2, inherit); }
 .torchenv-good {
   color: var(--jp-success-color0, var(--jp-success-color1, inherit)); font-weight: 600;
 }
 .torchenv-bad { color: var(--jp-error-color0, var(--jp-error-color1, inherit)); font-weight: 600; }
-.torchenv-warn { color: var(--jp-warn-color0, var(--jp-warn-color1, inherit)); }
-.torchenv-bar { height: 0.5em; background: var(--jp-layout-color3, #bbb); margin: 0.4em 0; }
-.torchenv-bar > div { height: 100%; background: var(--jp-brand-color1, #1976d2); }
+/* The themes' own orange is too pale to be read: it marks, and the words keep their colour. */
+.torchenv-warn {
+  border-inline-start: 3px solid var(--jp-warn-color1, currentColor); padding-inline-start: 0.6em;
+}
+.torchenv progress.torchenv-bar {
+  display: block; width: 100%; height: 0.8em; margin: 0.4em 0;
+  accent-color: var(--jp-brand-color1, auto);
+}
 .torchenv-wide { container-type: inline-size; }
 @container (max-width: 26rem) {
-  .torchenv-facts { grid-template-columns: 1fr; gap: 0; }
-  .torchenv-facts > div:nth-child(even) { margin-bottom: 0.4em; }
+  /* Named twice: stronger than the rules above, which have to be stronger than JupyterLab's. */
+  .torchenv .torchenv-facts.torchenv-facts :is(tbody, tr, td, th):nth-child(n) {
+    display: block; white-space: normal; padding-block: 0;
+  }
+  .torchenv .torchenv-facts.torchenv-facts td:nth-child(n) { margin-bottom: 0.4em; }
 }
 @container (max-width: 36rem) {
-  /* Named twice: stronger than the rules above, which have to be stronger than JupyterLab's. */
-  .torchenv .torchenv-builds.torchenv-builds :is(tbody, tr:nth-child(n)) { display: block; }
-  .torchenv .torchenv-builds.torchenv-builds tr:first-child { display: none; }
-  .torchenv .torchenv-builds.torchenv-builds tr { margin-bottom: 0.4em; text-align: left; }
-  .torchenv .torchenv-builds.torchenv-builds td:nth-child(n) {
+  .torchenv .torchenv-builds.torchenv-builds :is(tbody, tr):nth-child(n) { display: block; }
+  .torchenv .torchenv-builds.torchenv-builds thead { display: none; }
+  .torchenv .torchenv-builds.torchenv-builds tr { margin-bottom: 0.4em; text-align: start; }
+  .torchenv .torchenv-builds.torchenv-builds :is(td, th):nth-child(n) {
     display: inline-block; padding-block: 0;
   }
-  .torchenv .torchenv-builds.torchenv-builds td:last-child { display: block; }
+  .torchenv .torchenv-builds.torchenv-builds td:last-child:nth-child(n) { display: block; }
 }
 </style>"""
 
@@ -102,10 +118,10 @@ def block_html(*parts: str) -> str:
 
 
 def facts_html(rows: Iterable[tuple[str, str]]) -> str:
-    """Return (title, text) pairs as two columns, both already HTML, without the style sheet."""
-    # No <dl>: the front ends' own sheets float its parts, each in its own way.
-    cells = "".join(f"<div>{title}</div><div>{text}</div>" for title, text in rows)
-    return f"<div class='torchenv-facts'>{cells}</div>"
+    """Return (title, text) pairs as a table, both already HTML, without the style sheet."""
+    # A real table: it is one in a page too that takes away styles and classes, as GitHub does.
+    cells = "".join(f"<tr><th scope='row'>{title}</th><td>{text}</td></tr>" for title, text in rows)
+    return f"<table class='torchenv-facts'><tbody>{cells}</tbody></table>"
 
 
 def words_html(text: str) -> str:
@@ -123,13 +139,20 @@ def message_html(
     text: str, *, tone: str = "", hint: str = "", detail: str = "", title: str = ""
 ) -> str:
     """Return one message: a sentence, its hint, and the details folded."""
-    parts = [f"<p class='torchenv-title'>{escape(title)}</p>"] if title else []
+    parts = [title_html(title)] if title else []
     parts += [f"<p class='torchenv-{tone}'>" if tone else "<p>", words_html(text), "</p>"]
     if hint:
         parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
     if detail:
         parts.append(log_html(detail.splitlines(), title="what uv said"))
     return block_html(*parts)
+
+
+def title_html(text: str, *, tone: str = "") -> str:
+    """Return the line above what is told."""
+    # No heading: JupyterLab's table of contents would list it among the notebook's own.
+    toned = f" torchenv-{tone}" if tone else ""
+    return f"<p class='torchenv-title{toned}'><strong>{escape(text)}</strong></p>"
 
 
 def log_html(lines: Iterable[str], *, title: str = "log") -> str:
@@ -144,7 +167,7 @@ def log_html(lines: Iterable[str], *, title: str = "log") -> str:
 
 def _devices_html(host: Host) -> str:
     devices = [
-        f"<b>{escape(item.name)}</b>{escape(str(item).removeprefix(item.name))}"
+        f"<strong>{escape(item.name)}</strong>{escape(str(item).removeprefix(item.name))}"
         for item in host.accelerators
     ]
     return "<br>".join(devices) or "none found"
@@ -176,7 +199,7 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
     installed, separator, problem = status.installed.partition(" — ")
     text = escape(installed)
     if separator:
-        text += f" <span class='torchenv-warn'>— {escape(problem)}</span>"
+        text += f"<br><strong class='torchenv-warn'>{escape(problem)}</strong>"
     rows = [
         ("Accelerator", _devices_html(status.host)),
         ("Environment", escape(str(status.environment))),
@@ -195,7 +218,7 @@ def status_html(status: Status) -> str:
     """Return the status as a small table."""
     chosen = status.selection.backend
     name = (
-        f"<b>{escape(chosen.label)}</b> · torch {escape(status.selection.torch or '')} — "
+        f"<strong>{escape(chosen.label)}</strong> · torch {escape(status.selection.torch or '')} — "
         if chosen
         else ""
     )
@@ -206,18 +229,22 @@ def status_html(status: Status) -> str:
 def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> str:
     """Return builds with their reasons, as rows of a table, without the style sheet."""
     rows = "".join(
-        f"<tr><td>{'<b>' if a.backend == chosen else ''}{escape(a.backend.label)}"
-        f"{'</b>' if a.backend == chosen else ''}</td>"
+        f"<tr><th scope='row'>{_strong(a.backend.label, when=a.backend == chosen)}</th>"
         f"<td><code>{escape(str(a.backend))}</code></td>"
         f"<td>{escape(a.torch or '')}</td><td>{'fits' if a.fits else 'does not fit'}</td>"
         f"<td>{words_html(a.reason)}</td></tr>"
         for a in alternatives
     )
-    head = "".join(f"<th>{t}</th>" for t in ("Build", "Backend", "torch", "", "Reason"))
+    titles = ("Build", "Backend", "torch", "Here", "Reason")
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
     return (
         "<div class='torchenv-scroll'><table class='torchenv-builds'>"
-        f"<tr>{head}</tr>{rows}</table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _strong(text: str, *, when: bool) -> str:
+    return f"<strong>{escape(text)}</strong>" if when else escape(text)
 
 
 def selection_html(selection: Selection) -> str:
@@ -229,12 +256,9 @@ def selection_html(selection: Selection) -> str:
     )
 
 
-_MARKS = {"install": "+", "replace": "~", "remove": "−"}
-
-
 def _change_row(change: Change) -> str:
     return (
-        f"<tr><td>{_MARKS[change.action]}</td><td>{escape(change.name)}</td>"
+        f"<tr><th scope='row'>{escape(change.name)}</th><td>{change.action}</td>"
         f"<td>{escape(change.before or '')}</td><td>{escape(change.after or '')}</td></tr>"
     )
 
@@ -244,18 +268,20 @@ def changes_html(plan: Plan) -> str:
     if plan.nothing_to_do:
         return ""
     count = len(plan.changes)
-    head = "<tr><th></th><th>Package</th><th>now</th><th>then</th></tr>"
+    titles = ("Package", "Change", "Now", "Then")
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
     return (
         f"<details><summary>{count} package{'' if count == 1 else 's'}, one by one</summary>"
-        f"<div class='torchenv-scroll'><table>{head}"
-        f"{''.join(map(_change_row, by_importance(plan.changes)))}</table></div></details>"
+        f"<div class='torchenv-scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(map(_change_row, by_importance(plan.changes)))}</tbody></table></div>"
+        "</details>"
     )
 
 
 def plan_html(plan: Plan) -> str:
     """Return what a plan costs and touches."""
     rows = [
-        ("Backend", f"<b>{escape(plan.backend.label)}</b> — {words_html(plan.reason)}"),
+        ("Backend", f"<strong>{escape(plan.backend.label)}</strong> — {words_html(plan.reason)}"),
         ("Into", escape(str(plan.prefix))),
         ("From", escape(str(plan.source))),
         ("Plan", escape(plan.summary)),
@@ -268,13 +294,17 @@ def progress_html(message: str, progress: Bytes | None, log: Iterable[str] = ())
     """Return a running install: a bar with its words, and the log folded."""
     parts = [f"<p>{words_html(message)}</p>"]
     if progress is not None:
-        percent = 100 * progress.done / max(progress.total, 1)
-        parts.append(
-            f"<div class='torchenv-bar' role='progressbar' aria-valuemin='0' aria-valuemax='100' "
-            f"aria-valuenow='{percent:.0f}'><div style='width:{percent:.1f}%'></div></div>"
-            f"<p>{escape(progress_words(progress))}</p>"
-        )
+        parts += [bar_html(progress), f"<p>{escape(progress_words(progress))}</p>"]
     return block_html(*parts, log_html(log))
+
+
+def bar_html(progress: Bytes) -> str:
+    """Return the bytes as a bar that says to a screen reader what it shows."""
+    percent = 100 * progress.done / max(progress.total, 1)
+    return (
+        f"<progress class='torchenv-bar' aria-label='Download' max='100' value='{percent:.1f}'>"
+        f"{percent:.0f} %</progress>"
+    )
 
 
 def progress_words(progress: Bytes) -> str:
@@ -297,9 +327,8 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
         mark = marks.get(name)
         word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
         rows.append((word, words_html(text)))
-    title = f"<p class='torchenv-title torchenv-{tone}'>{escape(diagnosis.title)}</p>"
     detail = log_html(diagnosis.detail.splitlines(), title="what Python said")
-    return block_html(title, facts_html(rows), detail)
+    return block_html(title_html(diagnosis.title, tone=tone), facts_html(rows), detail)
 
 
 _RENDERERS: dict[type, Any] = {
