@@ -31,6 +31,7 @@ from torchenv_magic.notebook.after_restart import fresh_kernel_code
 from torchenv_magic.notebook.front_end import FrontEnd
 from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job, expected
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
 from torchenv_magic.notebook.rendering import (
     STYLE,
     alternatives_html,
@@ -213,6 +214,7 @@ class Picker:
         bundle["text/html"] = (
             status_html(status) if status else message_html("PyTorch for this kernel")
         )
+        bundle[OUTPUT_MIME] = {"id": self.display_id}
         display(bundle, raw=True, display_id=self.display_id)  # type: ignore[no-untyped-call]
 
     def _look(self) -> None:
@@ -510,7 +512,11 @@ class Picker:
         self._replace(verification_html(verification, lead=lead), f"{lead}\n{verification}")
 
     def _replace(self, html: str, text: str) -> None:
-        bundle = {"text/html": html, "text/plain": text}
+        bundle = {
+            "text/html": html,
+            "text/plain": text,
+            OUTPUT_MIME: {"id": self.display_id},
+        }
         display(  # type: ignore[no-untyped-call]
             bundle, raw=True, display_id=self.display_id, update=True
         )
