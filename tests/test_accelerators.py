@@ -1116,7 +1116,7 @@ def test_nvidia_smi_that_hangs_is_killed_with_its_children(
 
     assert time.monotonic() - started < 5
     [finding] = host.findings
-    assert finding.message == "`nvidia-smi` did not answer in time, or would not stop talking"
+    assert finding.message == "`nvidia-smi` did not answer in time, or its answer has no end"
     deadline = time.monotonic() + 5
     children = [int(pid) for pid in pids.read_text().split()]
     while any(map(is_running, children)):
@@ -1141,7 +1141,7 @@ def test_nvidia_smi_that_hangs_is_killed_with_its_children(
             f"cat '{MACHINES / 'nvidia-smi-no-driver.txt'}'; exit 9",
             "NVIDIA's libraries are here, its driver is not loaded",
         ),
-        ("yes", "`nvidia-smi` did not answer in time, or would not stop talking"),
+        ("yes", "`nvidia-smi` did not answer in time, or its answer has no end"),
     ],
 )
 def test_rubbish_from_nvidia_smi_is_one_line(

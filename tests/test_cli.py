@@ -532,7 +532,7 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
     _, errors = process.communicate(timeout=SECONDS)
     assert time.monotonic() - stopped < 4
     assert process.returncode == 1
-    assert errors.endswith("error: Cancelled. The environment is as it was\n")
+    assert errors.endswith("error: Cancelled; the environment is as it was\n")
     assert "Traceback" not in errors
     assert not uv_processes(workplace.variables)
     assert everything(target) == before
@@ -549,7 +549,7 @@ def test_progress_moves_on_a_terminal_and_ctrl_c_ends_it(
         child.expect(r"\r\x1b\[K[\d.]+ [kM]?B of 1\.\d MB")
         child.expect(r"\r\x1b\[K[\d.]+ [kM]?B of 1\.\d MB · ")
         child.sendintr()
-        child.expect(r"\x1b\[31merror\x1b\[0m: Cancelled. The environment is as it was")
+        child.expect(r"\x1b\[31merror\x1b\[0m: Cancelled; the environment is as it was")
         child.expect(pexpect.EOF)
     assert child.exitstatus == 1
     assert installed(target) == {}

@@ -258,7 +258,7 @@ def _stoppable() -> Iterator[Cancellation]:
     try:
         yield cancellation
     except InstallCancelled as error:
-        raise InstallCancelled("Cancelled. The environment is as it was") from error
+        raise InstallCancelled("Cancelled; the environment is as it was") from error
     finally:
         for number, handler in previous:
             signal.signal(number, handler)
@@ -307,7 +307,8 @@ _IN_A_TERMINAL = (
         r"name \1 with `--python`",
     ),
     (re.compile(r", and restart the kernel\b"), ""),
-    (re.compile(r"the folded log has all that uv said"), "all that uv said stands above"),
+    (re.compile(r"read the folded log: it has all that uv said"), "read above all that uv said"),
+    (re.compile(r"with the folded text\b"), "with the text above"),
 )  # fmt: skip
 
 

@@ -185,6 +185,6 @@ def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
     try:
         return requirement.marker is None or requirement.marker.evaluate(environment)
     except ValueError as error:  # `sys_platform ~= "linux"`: no such order among names
-        message = f"the marker of `{requirement}` compares what can't be compared"
+        message = f"The marker of `{requirement}` compares what can't be compared"
         hint = 'write it such as `torch<2.9; python_version < "3.12"`'
         raise RequestError(message, hint=hint, detail=str(error)) from error

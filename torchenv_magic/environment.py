@@ -353,12 +353,13 @@ def check_target(environment: Environment) -> None:
     frozen = environment.prefix / "conda-meta" / "frozen"
     if environment.kind == "conda" and frozen.exists():
         raise TargetError(
-            f"The conda environment `{shown}` is frozen",
+            f"The conda environment `{shown}` is frozen, which forbids installing into it",
             hint="clone it (`conda create --clone`) and choose the clone as the kernel",
             detail=_frozen_message(frozen),
         )
     if not environment.writable:
-        raise TargetError(f"`{shown_path(environment.site_packages)}` is not writable", hint=own)
+        place = shown_path(environment.site_packages)
+        raise TargetError(f"`{place}` is not writable, so nothing can be installed there", hint=own)
 
 
 def _frozen_message(path: Path) -> str:

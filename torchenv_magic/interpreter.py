@@ -48,7 +48,7 @@ def running_interpreter() -> Interpreter:
     if not sys.executable:
         raise TargetError(
             "This Python is embedded in another program and has no executable of its own",
-            hint="name the interpreter to install into with `--python PATH`",
+            hint="name the interpreter in a terminal: `torchenv install --python PATH`",
         )
     return interpreter_of(_environment_probe.describe_interpreter())
 

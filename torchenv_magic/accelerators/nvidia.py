@@ -420,7 +420,7 @@ def nvidia_smi_report(
     """Return the GPUs in lines such as `NVIDIA GeForce GTX 1080 Ti, 550.54.15, 11264, 6.1`."""
     source = "nvidia-smi"
     if completed.returncode is None:
-        message = "`nvidia-smi` did not answer in time, or would not stop talking"
+        message = "`nvidia-smi` did not answer in time, or its answer has no end"
         return Report(findings=(Finding(message=message, source=source, hint=NO_ANSWER_HINT),))
     lines = [line for line in completed.output.splitlines() if line.strip()]
     gpus = [(line, _smi_line(line, fields)) for line in lines]

@@ -140,7 +140,7 @@ def _of_machine(words: _Words, subject: str) -> _Explanation | None:
     if _OFFLINE.search(" ".join((flat, *words.hints))):
         return (
             SourceError,
-            f"uv is told to use no network, and its cache has not all of {subject}",
+            f"uv is told to use no network, and its cache lacks some of {subject}",
             "unset UV_OFFLINE (or `offline` in uv's configuration), then try again",
         )
     if "externally managed" in flat:
@@ -205,7 +205,7 @@ def _of_resolution(
         return (
             ConflictError,
             f"{subject} contradicts what is installed: {'; '.join(constrained_by)}",
-            "ask for a version that it admits, or name its new version beside it",
+            "ask for a version that they admit, or name them too, so that they change with it",
         )
     if match := _NO_WHEEL.search(flat):
         tags = [re.sub(r"\s+", " ", hint) for hint in words.hints]
@@ -247,7 +247,7 @@ def _of_rest(words: _Words, completed: Completed) -> _Explanation:
     return (
         UvError,
         f"uv ended with status {completed.returncode}: {said or 'it said nothing'}",
-        "the folded log has all that uv said",
+        "read the folded log: it has all that uv said",
     )
 
 

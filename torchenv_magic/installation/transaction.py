@@ -157,7 +157,7 @@ class Transaction:
         """
         found = list(_package_folders(self.stage))
         if len(found) != 1:
-            message = "uv laid the packages out in a way that does not fit this environment."
+            message = "uv laid the packages out in a way that does not fit this environment"
             detail = "\n".join(map(str, found))
             raise InstallError(message, hint="report it, with the folded text", detail=detail)
         return found[0]
@@ -222,7 +222,7 @@ class Transaction:
         real_prefix = str(prefix.resolve())
         for path in (*asides, *placed):
             if not is_inside(path, real_prefix):
-                message = f"`{path}` lies outside the environment, so it can't be switched safely."
+                message = f"`{path}` lies outside the environment, so it can't be switched safely"
                 raise InstallError(message, hint="make an environment of your own")
         work = self._work.resolve()
         return _Journal(
@@ -279,7 +279,7 @@ class Transaction:
         try:
             _back(self._journal, self._work, sites(self._environment))
         except OSError as error:
-            message = f"What was there before can't all be put back yet: {error.strerror}."
+            message = f"What was there before can't all be put back yet: {error.strerror}"
             hint = "close what uses the environment; `%torchenv status` then tries again"
             raise InstallError(message, hint=hint, detail=str(error)) from error
         _journal_path(self._environment).unlink(missing_ok=True)
