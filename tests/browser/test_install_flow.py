@@ -68,6 +68,7 @@ def stage(
         python: str | None = None,
         hermetic: bool = True,
         authentication: Authentication | None = None,
+        plugin: bool = True,
         extra: Mapping[str, str | None] | None = None,
     ) -> Stage:
         cache = tmp_path / "uv-cache"
@@ -79,6 +80,7 @@ def stage(
         server = make_server(
             front_end=front_end,
             authentication=authentication,
+            plugin=plugin,
             environment={**variables, **(extra or {})},
         )
         kernel = environment.write_kernelspec(server.data_directory)
@@ -105,7 +107,9 @@ def watch_bar(page: FrontEndPage, index: int, *, until: str, timeout: float = 12
 def assert_calm(page: FrontEndPage) -> None:
     """Nothing frightening is on the screen."""
     assert page.dialogs() == []
-    assert page.console_errors() == []
+    # What JupyterLab itself writes where the kernel asks for a plugin that is not there.
+    known = [] if page.server.plugin else ["Exception opening new comm"]
+    assert [error for error in page.console_errors() if error not in known] == []
 
 
 def assert_verified(page: FrontEndPage, index: int, version: str) -> None:
@@ -139,12 +143,12 @@ def test_the_real_wheel_by_clicking_in_jupyterlab(
     # The kernel is free: another cell runs while gigabytes come in.
     page.run_cell(3)
     assert page.cell_output_text(3).strip() == "42"
-    bar = watch_bar(page, 1, until="Restarting the kernel|PyTorch works")
+    bar = watch_bar(page, 1, until="the kernel")
     assert len(bar) >= 3
     assert bar == sorted(bar)
 
-    page.wait_for_output(1, "PyTorch works", timeout=120)
-    assert_verified(page, 1, "2.13.0+cpu")
+    page.wait_for_output(2, "PyTorch works", timeout=120)
+    assert_verified(page, 2, "2.13.0+cpu")
     assert "the kernel was restarted" in page.cell_output_text(1)
     assert_calm(page)
     page.wait_for_kernel("idle")
@@ -182,8 +186,9 @@ def test_the_real_wheel_under_run_all_in_jupyterlab(
     use = "import torch\nprint((torch.ones(3, 3) @ torch.ones(3, 3)).sum().item())"
     page = open_page(here.server, here.notebook("all.ipynb", f"{LOAD}\n%torchenv install cpu", use))
     page.run_all(timeout=180)
-    page.wait_for_output(0, "PyTorch works", timeout=120)
-    assert_verified(page, 0, "2.13.0+cpu")
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    assert_verified(page, 1, "2.13.0+cpu")
+    assert "Run your other cells again" in page.cell_output_text(0)
     assert_calm(page)
     # The verification cell was placed in between; the queued cell never ran in the old process.
     sources = [cell.source for cell in page.cells()]
@@ -218,8 +223,8 @@ def test_another_python_by_clicking_in_notebook_7(
     page.click(1, "Show plan")
     page.wait_for_output(1, r"installs torch 2\.13\.0\+cpu, torchvision 0\.28\.0\+cpu")
     page.click(1, INSTALL)
-    page.wait_for_output(1, "PyTorch works", timeout=120)
-    assert_verified(page, 1, "2.13.0+cpu")
+    page.wait_for_output(2, "PyTorch works", timeout=120)
+    assert_verified(page, 2, "2.13.0+cpu")
     assert here.environment.packages()["torchvision"] == "0.28.0+cpu"
     assert_calm(page)
     assert [cell.source for cell in page.cells()].count(VERIFICATION_CELL) == 1
@@ -254,7 +259,7 @@ def test_cancel_leaves_the_environment_as_it_was(
     assert state.enabled
     fresh_standin.rate = None
     page.click(1, INSTALL)
-    page.wait_for_output(1, "PyTorch works", timeout=120)
+    page.wait_for_output(2, "PyTorch works", timeout=120)
     assert_calm(page)
 
 
@@ -347,15 +352,15 @@ def test_the_wheel_folder_is_offered_where_the_index_is_away(
     page.wait_for_output(1, "The PyTorch index .* can't be reached .* fits", timeout=60)
     assert here.environment.snapshot() == before
     page.click(1, "Install torch 2.13.0+cpu from there and restart kernel")
-    page.wait_for_output(1, "PyTorch works", timeout=120)
-    assert_verified(page, 1, "2.13.0+cpu")
+    page.wait_for_output(2, "PyTorch works", timeout=120)
+    assert_verified(page, 2, "2.13.0+cpu")
     assert_calm(page)
 
 
 def test_a_password_server_restarts_by_re_exec(
     stage: Callable[..., Stage], open_page: OpenPage
 ) -> None:
-    here = stage(authentication=Authentication.password("correct horse"))
+    here = stage(authentication=Authentication.password("correct horse"), plugin=False)
     page = open_page(here.server, here.notebook("password.ipynb", f"{LOAD}\n%torchenv install cpu"))
     page.run_cell(0, timeout=120)
     page.wait_for_output(0, "PyTorch works", timeout=120)
@@ -387,7 +392,7 @@ def test_keyboard_only(stage: Callable[..., Stage], open_page: OpenPage) -> None
     assert [name for name in names if name in wanted] == wanted
     assert any("do not fit here" in name for name in names)
     page.press("Space")
-    page.wait_for_output(1, "PyTorch works", timeout=120)
+    page.wait_for_output(2, "PyTorch works", timeout=120)
     assert_calm(page)
 
 
@@ -411,5 +416,5 @@ def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
         assert "hint:" in page.cell_output_text(1)
         page.fill(1, field, "")
     page.click(1, INSTALL)
-    page.wait_for_output(1, "PyTorch works", timeout=120)
+    page.wait_for_output(2, "PyTorch works", timeout=120)
     assert_calm(page)
