@@ -32,7 +32,13 @@ from tests.browser.server import Authentication
 from tests.kernels import PROJECT_ROOT, SECONDS, Kernel
 from torchenv_magic.notebook import restart_helper
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
-from torchenv_magic.notebook.own_server import Server, ask, find_owner, server_candidates
+from torchenv_magic.notebook.own_server import (
+    Server,
+    _is_this_machine,
+    ask,
+    find_owner,
+    server_candidates,
+)
 from torchenv_magic.notebook.re_exec import launch_environment, re_exec_obstacle
 from torchenv_magic.notebook.restart import (
     RestartFacts,
@@ -256,7 +262,7 @@ display({"text/plain": "restarting"}, raw=True, display_id="shown")
 PREPARED = "[(rung.name, rung.available, rung.reason) for rung in choice.rungs]"
 RUN = """\
 restart.run(
-    choice, display_id="shown", fresh_kernel_code={code!r}, on_failure=fail
+    choice, display_id="shown", fresh_kernel_code={code!r}, after={{}}, on_failure=fail
 )
 restart.abort_queue()
 """
@@ -331,12 +337,15 @@ def test_the_server_restarts_the_kernel_and_the_result_comes_into_the_old_output
     with server.notebook("restart.ipynb") as kernel:
         kernel.run(LISTEN + PREPARE)
         before = kernel.value("before")
-        assert kernel.value(PREPARED)[0] == [
+        assert kernel.value(PREPARED)[1] == [
             "server",
             True,
             f"the server of jpserver-{server._process.pid}.json answers for this kernel",  # type: ignore[union-attr]
         ]
         gate = server.directory / "gate"
+        # Without the plugin's rung, so that the helper is there while the cell runs.
+        kernel.run("import dataclasses; rungs = choice.rungs[1:]")
+        kernel.run("choice = dataclasses.replace(choice, rungs=rungs)")
         asking = kernel.send(RUN.format(code=SHOW) + SPY + GATE.format(gate=str(gate)))
         queued = [kernel.send(f"open({str(ran)!r}, 'w')") for _ in range(3)]
         kernel.settle()
@@ -369,7 +378,7 @@ def test_a_server_without_authentication_restarts_the_kernel_too(
     with server.notebook("open.ipynb") as kernel:
         kernel.run(PREPARE)
         before = kernel.value("before")
-        assert kernel.value("choice.first.name") == "server"
+        assert kernel.value("[rung.name for rung in choice.rungs if rung.available][1]") == "server"
         kernel.run(RUN.format(code=SHOW))
         assert json.loads(kernel.updated("shown"))["pid"] != before["pid"]
     assert server.deaths() == 0
@@ -407,9 +416,9 @@ def test_under_a_password_the_process_replaces_itself_and_leaks_nothing(
         kernel.run(PREPARE)
         before = kernel.value("before")
         rungs = kernel.value(PREPARED)
-        assert rungs[0][:2] == ["server", False]
-        assert rungs[0][2].endswith("answered 403 (it wants a password)")
-        assert rungs[1][:2] == ["re-exec", True]
+        assert rungs[1][:2] == ["server", False]
+        assert rungs[1][2].endswith("answered 403 (it wants a password)")
+        assert rungs[2][:2] == ["re-exec", True]
 
         child = kernel.value(
             "__import__('subprocess').Popen(['sleep', '600']).pid, os.chdir('/'), os.pipe2(0)"
@@ -451,10 +460,9 @@ def test_a_widget_s_thread_restarts_after_the_cell_that_runs_and_before_the_next
     console: Kernel, tmp_path: Path
 ) -> None:
     before = console.value("before")
-    assert console.value(PREPARED)[0] == [
-        "server",
-        False,
-        "no Jupyter server's file belongs to the kernel's parent process",
+    assert console.value(PREPARED)[:2] == [
+        ["plugin", False, "only JupyterLab and Notebook have the plugin"],
+        ["server", False, "no Jupyter server's file belongs to the kernel's parent process"],
     ]
     console.run(
         "import threading\n"
@@ -506,7 +514,7 @@ def test_a_rung_that_fails_gives_way_to_the_next(console: Kernel) -> None:
         "from torchenv_magic.notebook.restart import Rung\n"
         "gone = Rung(name='server', available=True, reason='it answered a moment ago')\n"
         "choice = dataclasses.replace(\n"
-        "    choice, rungs=(gone, *choice.rungs[1:]), server=Server(url='http://127.0.0.1:1/')\n"
+        "    choice, rungs=(gone, *choice.rungs[2:]), server=Server(url='http://127.0.0.1:1/')\n"
         ")\n" + RUN.format(code=SHOW)
     )
     fresh = json.loads(console.updated("shown"))
@@ -542,7 +550,7 @@ def test_where_the_system_refuses_the_kernel_lives_on_and_says_what_to_press(
 
 def test_a_helper_that_breaks_is_a_failure_with_its_last_words(console: Kernel) -> None:
     console.run(
-        "choice = __import__('dataclasses').replace(choice, rungs=choice.rungs[1:])\n"
+        "choice = __import__('dataclasses').replace(choice, rungs=choice.rungs[2:])\n"
         "restart._process.environment['PYTHONHOME'] = '/gone'\n" + RUN.format(code=SHOW)
     )
     assert "the restart's helper ended unexpectedly" in failure_of(console)
@@ -560,7 +568,7 @@ def test_code_that_raises_in_the_fresh_kernel_is_told_in_the_old_output(console:
 def test_two_restarts_at_once_are_refused(console: Kernel) -> None:
     console.run(
         RUN.format(code=SHOW) + "try:\n"
-        "    restart.run(choice, display_id='', fresh_kernel_code='', on_failure=print)\n"
+        "    restart.run(choice, display_id='', fresh_kernel_code='', after={}, on_failure=print)\n"
         "except RuntimeError as error:\n"
         "    display({'text/plain': str(error)}, raw=True, display_id='second')\n"
     )
@@ -593,21 +601,30 @@ def test_a_run_that_nobody_watches_is_never_restarted(tmp_path: Path) -> None:
     )
 
 
-ALL_OPEN = RestartFacts(server_answered=True, server_reason="it answers", re_exec_obstacle=None)
+ALL_OPEN = RestartFacts(
+    plugin_obstacle=None, server_answered=True, server_reason="it answers", re_exec_obstacle=None
+)
 ALL_CLOSED = RestartFacts(
-    server_answered=False, server_reason="403", re_exec_obstacle="another launcher"
+    plugin_obstacle="no pages",
+    server_answered=False,
+    server_reason="403",
+    re_exec_obstacle="another launcher",
 )
 
 
 @pytest.mark.parametrize("kind", ["jupyter", "console"])
-def test_the_ladder_goes_from_server_to_re_exec_to_telling(kind: FrontEndKind) -> None:
+def test_the_ladder_goes_from_the_plugin_to_the_server_to_re_exec_to_telling(
+    kind: FrontEndKind,
+) -> None:
     front_end = FrontEnd(kind=kind, reason="")
     assert [rung.name for rung in ladder(front_end, ALL_OPEN) if rung.available] == [
+        "plugin",
         "server",
         "re-exec",
         "tell",
     ]
     assert ladder(front_end, ALL_CLOSED) == (
+        Rung(name="plugin", available=False, reason="no pages"),
         Rung(name="server", available=False, reason="403"),
         Rung(name="re-exec", available=False, reason="another launcher"),
         Rung(name="tell", available=True, reason="a person can always restart the kernel"),
@@ -813,6 +830,18 @@ def test_https_on_loopback_needs_no_certificate_that_is_known() -> None:
         url = f"https://127.0.0.1:{server.server_port}/base/"
         answer = ask(Server(url=url, token="secret"), "GET", "api", timeout=5)
     assert (answer.status, answer.json()) == (200, {"path": "/base/api", "token": "token secret"})
+
+
+def test_only_on_the_way_to_this_machine_is_a_certificate_passed_over() -> None:
+    own = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family.name == "AF_INET"
+    ]
+    assert all(map(_is_this_machine, ["localhost", "127.0.0.1", "127.3.2.1", "::1", *own]))
+    elsewhere = ["198.51.100.7", "2001:db8::7", "255.255.255.255", "jupyter.example", "localhost.x"]
+    assert not any(map(_is_this_machine, elsewhere))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Python has no Unix sockets on Windows")

@@ -65,7 +65,10 @@ JUPYTER_CONSOLE_ERRORS = (
     "Could not restore the debugger state",
     # Notebook 7.6, at every load of a page.
     "Cannot read properties of undefined (reading 'schema')",
-    # Notebook 7.0, while it loads a page.
+    # Every front end, as it first speaks to a kernel that a gateway runs.
+    "Sent non-empty 'Sec-WebSocket-Protocol' header but no response was received",
+    # JupyterLab 4.0 and Notebook 7.0, while they load a page.
+    "Cannot read properties of undefined (reading 'react')",
     "Cannot read properties of undefined (reading 'last_modified')",
 )
 """What the front ends write to the console as errors by themselves, with nobody's extension."""

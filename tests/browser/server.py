@@ -147,7 +147,7 @@ class JupyterServer:
         self._configuration = configuration or {}
         self._settings = {**_SETTINGS, **(settings or {})}
         self._python = python or Path(sys.executable)
-        self._disabled_extensions = {} if plugin else {_EXTENSION: True}
+        self.plugin = plugin
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
         self._relay: UnixSocketRelay | None = None
@@ -364,6 +364,8 @@ class JupyterServer:
         }
         for name, traits in self._configuration.items():
             server[name] = {**server.get(name, {}), **traits}
+        if "sock" in server["ServerApp"]:
+            del server["ServerApp"]["port"]
         self._write("jupyter_server_config.json", server)
         self._write(
             "jupyter_lab_config.json",
@@ -390,7 +392,7 @@ class JupyterServer:
             {
                 "buildAvailable": False,
                 "buildCheck": False,
-                "disabledExtensions": self._disabled_extensions,
+                "disabledExtensions": {_EXTENSION: not self.plugin},
             },
         )
 

@@ -221,21 +221,29 @@ def _connect(server: Server, timeout: float) -> http.client.HTTPConnection:
 
 def _tls_context(host: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if _is_loopback(host):
-        # A server's certificate is made out for the name that people use, or by nobody; on
-        # loopback there is nobody between, as with plain HTTP there.
+    if _is_this_machine(host):
+        # A server's certificate is made out for the name that people use, or by nobody; on the
+        # way to this machine itself there is nobody between, as with plain HTTP there.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _is_this_machine(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
-        return False
+        return False  # a name may lead anywhere, and elsewhere the next time
+    if address.is_loopback:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # which sends nothing
+        except OSError:
+            return False
+        # Only to itself does a machine speak from the very address that it speaks to.
+        return ipaddress.ip_address(probe.getsockname()[0]) == address
 
 
 class _UnixConnection(http.client.HTTPConnection):

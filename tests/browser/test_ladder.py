@@ -1,0 +1,390 @@
+"""Every rung of the ladder, under every kind of server, as a person sees it in Chromium.
+
+Real front ends, real kernels, the real uv and its real `--torch-backend`, answered by the stand-in
+of the PyTorch index. The servers live as long as this module, each started when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trustme
+
+from tests.browser.fixtures import OpenPage
+from tests.browser.front_end import FrontEndPage
+from tests.browser.kernel_environment import KernelEnvironment
+from tests.browser.server import Authentication, FrontEndName, JupyterServer
+from tests.standin import StandIn
+from tests.workplace import Workplace
+from torchenv_magic.notebook.cells import VERIFICATION_SOURCE
+
+pytestmark = pytest.mark.browser
+
+INSTALL = "%load_ext torchenv_magic\n%torchenv install cpu"
+PROOF = re.compile(r"^PyTorch works$", re.MULTILINE)
+UNSAVED = "# typed, and never saved"
+KEPT = 2
+"""The cell whose source a test changes without saving it."""
+
+NO_RESTARTS = """\
+from jupyter_server.auth import Authorizer
+
+class NoRestarts(Authorizer):
+    def is_authorized(self, handler, user, action, resource):
+        return (action, resource) != ("write", "kernels")
+"""
+
+
+@dataclass(kw_only=True)
+class Servers:
+    """The servers of this module by name, and the environment of all their kernels."""
+
+    directory: Path
+    place: Workplace
+    oldest_python: Callable[[], Path]
+    _running: dict[str, JupyterServer] = field(default_factory=dict)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __getitem__(self, name: str) -> JupyterServer:
+        if name not in self._running:
+            self._running[name] = self._start(name, **self._options(name))
+        return self._running[name]
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def _options(self, name: str) -> dict[str, Any]:
+        user = self.directory / "runtime-of-one-user"
+        if name == "token":
+            return {
+                "authentication": Authentication.token("a-token-of-the-test"),
+                "base_url": "/user/someone/",
+                "runtime_directory": user,
+                "plugin": False,
+            }
+        if name == "none":
+            return {
+                "authentication": Authentication.none(),
+                "front_end": "notebook",
+                "runtime_directory": user,
+                "plugin": False,
+            }
+        if name == "password":
+            return {"authentication": Authentication.password("correct horse"), "plugin": False}
+        if name == "TLS":
+            # On an address of this machine's that is not loopback, where there is one.
+            return {
+                "configuration": {"ServerApp": {"ip": own_address(), **self._certificate()}},
+                "front_end": "notebook",
+                "plugin": False,
+            }
+        if name == "all addresses":
+            return {"configuration": {"ServerApp": {"ip": "0.0.0.0"}}, "plugin": False}  # noqa: S104
+        if name == "socket":
+            # The path of a socket has 107 characters at most.
+            folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+            return {"configuration": {"ServerApp": {"sock": f"{folder}/s"}}, "plugin": False}
+        if name == "gateway":
+            return {"authentication": Authentication.token("a-token-of-the-gateway")}
+        if name.startswith("by gateway"):
+            gateway = self["gateway"]
+            client = {"url": gateway.url.rstrip("/"), "auth_token": gateway.token}
+            return {
+                "configuration": {"GatewayClient": client},
+                "plugin": name == "by gateway",
+            }
+        if name.startswith("oldest"):
+            return {
+                "python": self.oldest_python(),
+                "front_end": name.split()[1],
+                "plugin": "without" not in name,
+            }
+        if name == "no restarts":
+            module = self.directory / "authorizer" / "no_restarts.py"
+            module.parent.mkdir()
+            module.write_text(NO_RESTARTS, encoding="utf-8")
+            return {
+                "configuration": {"ServerApp": {"authorizer_class": "no_restarts.NoRestarts"}},
+                "environment": {"PYTHONPATH": str(module.parent)},
+            }
+        assert name == "plugin"
+        return {}
+
+    def _start(self, name: str, **options: Any) -> JupyterServer:
+        standin = self.place.standin
+        child = standin.environment(self.place.cache, hermetic=True)
+        environment: dict[str, str | None] = {**dict.fromkeys(child.unset), **child.set}
+        # Else the wheel in that folder would be an offer.
+        environment["PIP_FIND_LINKS"] = None
+        environment["TORCHENV_CACHE_DIR"] = str(self.directory / "torchenv-cache")
+        environment |= options.pop("environment", {})
+        server = JupyterServer(
+            self.directory / name.replace(" ", "-"), environment=environment, **options
+        )
+        self.place.environment.write_kernelspec(
+            server.data_directory, name=self.place.kernel_name, display_name="of the test"
+        )
+        return self._stack.enter_context(server)
+
+    def _certificate(self) -> dict[str, str]:
+        files = {"certfile": self.directory / "cert.pem", "keyfile": self.directory / "key.pem"}
+        issued = trustme.CA().issue_cert("jupyter.example")
+        issued.cert_chain_pems[0].write_to_path(files["certfile"])
+        issued.private_key_pem.write_to_path(files["keyfile"])
+        return {name: str(path) for name, path in files.items()}
+
+
+def own_address() -> str:
+    """Return an address of this machine that others reach it by; loopback where it has none."""
+    addresses = [
+        address.address
+        for name, found in psutil.net_if_addrs().items()
+        for address in found
+        if address.family.name == "AF_INET"
+        and not address.address.startswith("127.")
+        and psutil.net_if_stats()[name].isup
+    ]
+    return next(iter(addresses), "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def servers(
+    tmp_path_factory: pytest.TempPathFactory,
+    standin: StandIn,
+    uv_cache: Path,
+    project_wheel: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Servers]:
+    directory = tmp_path_factory.mktemp("ladder")
+    place = Workplace(
+        environment=KernelEnvironment.create(
+            directory / "kernel", python=sys.executable, cache=uv_cache, project_wheel=project_wheel
+        ),
+        standin=standin,
+        directory=directory,
+        cache=directory / "uv-cache",
+    )
+    place._base = frozenset(place._dist_infos())
+    servers = Servers(
+        directory=directory,
+        place=place,
+        oldest_python=lambda: request.getfixturevalue("oldest_server_python"),
+    )
+    yield servers
+    servers.stop()
+
+
+@dataclass(kw_only=True)
+class Visit:
+    """A notebook in which a person installs: what was there before, and what has to be after."""
+
+    page: FrontEndPage
+    log: Path
+    kernel_id: str
+    process: str
+    plugin: bool
+
+    @property
+    def rungs(self) -> list[str]:
+        """The rungs that were tried, in order, as the log has them."""
+        return re.findall(r"restart: trying ([\w-]+)", self.log.read_text(encoding="utf-8"))
+
+    @property
+    def failures(self) -> list[str]:
+        """What the log says of rungs that failed."""
+        return re.findall(r"^WARNING (.*)", self.log.read_text(encoding="utf-8"), re.MULTILINE)
+
+    def install(self) -> None:
+        """Run the magic, and wait for the proof, wherever it comes."""
+        self.page.run_cell(1, wait=False)
+        self.wait_until_verified()
+
+    def wait_until_verified(self, timeout: float = 60) -> None:
+        deadline = time.monotonic() + timeout
+        while not any(PROOF.search(text) for text in self.outputs()):
+            assert time.monotonic() < deadline, "\n".join(self.page.describe())
+            # The page's own clock: its events are handled meanwhile.
+            self.page.perform(lambda raw: raw.wait_for_timeout(40))
+
+    def outputs(self) -> list[str]:
+        return [self.page.cell_output_text(index) for index in range(len(self.page.cells()))]
+
+    def assert_kept(self, *, process: str = "another") -> None:
+        """Nothing of the person's is lost, nothing frightens, and the kernel is a fresh one."""
+        page = self.page
+        page.wait_for_kernel("idle")
+        assert page.dialogs() == []
+        assert page.kernel_id() == self.kernel_id
+        cells = page.cells()
+        sources = [cell.source for cell in cells]
+        assert sources.count(VERIFICATION_SOURCE) == 1
+        assert sources[2] == VERIFICATION_SOURCE
+        assert sources[3] == UNSAVED
+        assert page.is_dirty()
+        assert page.cell_output_text(0).strip() == self.process
+        assert "the kernel was restarted" in page.cell_output_text(1)
+        assert not [
+            output
+            for cell in cells
+            for output in cell.outputs
+            if output["output_type"] == "error" or output.get("name") == "stderr"
+        ]
+        # Said by a front end itself when the kernel asks for a plugin that it doesn't have.
+        known = [] if self.plugin else ["Exception opening new comm"]
+        assert page.console_errors() == known
+        asking = page.add_cell("import os\nprint(os.getpid(), 'held' in globals())")
+        assert page.run_cell(asking) == "ok"
+        now, held = page.cell_output_text(asking).split()
+        assert held == "False"
+        assert (now == self.process) == (process == "the same")
+
+
+@pytest.fixture
+def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Callable[..., Visit]]:
+    """Open a notebook on a server by its name; type something into it; and leave it unsaved."""
+
+    def open_one(
+        name: str, *, front_end: FrontEndName | None = None, logging: bool = True
+    ) -> Visit:
+        server = servers[name]
+        log = tmp_path / "kernel.log"
+        # Written by the process that goes: after the restart nobody listens any more.
+        listen = (
+            "import logging\n"
+            f"logging.basicConfig(filename={str(log)!r}, format='%(levelname)s %(message)s')\n"
+            "logging.getLogger('torchenv_magic').setLevel('INFO')\n"
+        )
+        notebook = server.create_notebook(
+            "ladder.ipynb",
+            [
+                f"{listen if logging else ''}import os\nheld = 1\nprint(os.getpid())",
+                INSTALL,
+                "print('not run')",
+            ],
+            kernel_name=servers.place.kernel_name,
+        )
+        page = open_page(server, notebook, front_end=front_end)
+        assert page.run_cell(0) == "ok"
+        page.save()
+        page.edit_cell(KEPT, UNSAVED)
+        return Visit(
+            page=page,
+            log=log,
+            kernel_id=page.kernel_id(),
+            process=page.cell_output_text(0).strip(),
+            plugin=server.plugin,
+        )
+
+    yield open_one
+    servers.place.clear()
+
+
+def restarts(server: JupyterServer, kernel_id: str) -> int:
+    """Return how often a server was asked to restart a kernel, and did."""
+    return server.log().count(f"Kernel restarted: {kernel_id}")
+
+
+# --- without the plugin ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "token",
+        "none",
+        "TLS",
+        "all addresses",
+        "socket",
+        "oldest lab without",
+        "oldest notebook without",
+    ],
+)
+def test_a_server_that_answers_restarts_its_kernel(name: str, visit: Callable[..., Visit]) -> None:
+    """A token with a base URL, no authentication, TLS, every way to listen, and old front ends."""
+    here = visit(name)
+    here.install()
+    assert here.rungs[-1] == "server"
+    here.assert_kept()
+    assert PROOF.search(here.page.cell_output_text(1))
+    assert here.page.execution_prompt(2) == "[ ]:"
+
+
+def test_under_a_password_the_process_replaces_itself(visit: Callable[..., Visit]) -> None:
+    here = visit("password")
+    here.install()
+    assert here.rungs[-1] == "re-exec"
+    here.assert_kept(process="the same")
+    assert PROOF.search(here.page.cell_output_text(1))
+
+
+def test_of_two_servers_of_one_user_the_kernel_s_own_is_asked(
+    visit: Callable[..., Visit], servers: Servers
+) -> None:
+    """Their files lie in one directory; the other one's kernel is left alone."""
+    other = servers["none"]
+    beside = other.create_notebook("beside.ipynb", [], kernel_name=servers.place.kernel_name)
+    other.start_kernel_for(beside)
+    (kernel,) = other.kernels()
+    # Without a log of its own, as everywhere else: nothing of it comes into the notebook.
+    here = visit("token", logging=False)
+    assert here.page.server.runtime_directory == other.runtime_directory
+    here.install()
+    here.assert_kept()
+    assert restarts(here.page.server, here.kernel_id) == 1
+    assert restarts(other, kernel["id"]) == 0
+    other.shut_down_kernels()
+
+
+def test_a_gateway_s_kernel_is_restarted_by_the_gateway(
+    visit: Callable[..., Visit], servers: Servers
+) -> None:
+    """The server that owns the kernel is not the one that the page speaks to."""
+    here = visit("by gateway without")
+    here.install()
+    assert here.rungs[-1] == "server"
+    here.assert_kept()
+    assert restarts(servers["gateway"], here.kernel_id) == 1
+
+
+# --- with it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "front_end"),
+    [
+        ("plugin", "lab"),
+        ("plugin", "notebook"),
+        ("oldest lab", "lab"),
+        ("oldest notebook", "notebook"),
+        ("by gateway", "lab"),
+    ],
+)
+def test_the_plugin_restarts_and_runs_the_verification_cell(
+    name: str, front_end: FrontEndName, visit: Callable[..., Visit]
+) -> None:
+    here = visit(name, front_end=front_end)
+    here.install()
+    assert here.rungs == ["plugin"]
+    here.assert_kept()
+    assert PROOF.search(here.page.cell_output_text(2))
+    assert here.page.cells()[2].tags == ("torchenv-verify",)
+
+
+def test_where_nobody_may_restart_the_kernel_every_rung_is_tried_in_turn(
+    visit: Callable[..., Visit],
+) -> None:
+    here = visit("no restarts")
+    here.install()
+    assert here.rungs == ["plugin", "server", "re-exec"]
+    assert len(here.failures) == 2
+    here.assert_kept(process="the same")
