@@ -143,7 +143,7 @@ def test_install_as_json_and_a_switch_that_is_proved_wrong(
 
     verified = torchenv(workplace, "verify", "--python", target, status=1)
     assert verified.stdout.startswith("PyTorch does not work as asked\n")
-    assert verified.stderr == "error: PyTorch does not work here: 1 of 6 checks failed\n"
+    assert verified.stderr == "error: PyTorch does not work here: 1 of 10 checks failed\n"
 
 
 # What uv's own detection, and ours, takes for the driver of a GPU that is too old for all builds.

@@ -57,7 +57,7 @@ from torchenv_magic.environment import Environment, InstalledPackage, Interprete
 from torchenv_magic.expectation import Expectation, write_expectation
 from torchenv_magic.notebook.rendering import diagnosis_html
 from torchenv_magic.selection import Request, select
-from torchenv_magic.verification.report import Findings, ProbeRun
+from torchenv_magic.verification.report import Findings, ProbeRun, Step
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -242,7 +242,7 @@ def test_healthy_environment_has_nothing_and_says_what_was_looked_at(
         "files of torch, torchvision and torchaudio",
         "the 2 packages that torch requires",
         "torchvision and torchaudio beside torch",
-        "a product on cpu, in its own process",
+        "a self-test on cpu, in its own process",
     ):
         assert words in looked
     assert "Looked at" in str(found)
@@ -895,13 +895,13 @@ def environment(*packages: InstalledPackage) -> Environment:
     )
 
 
+NO_KERNEL = Step(name="product", failure="no kernel")
 WORKS = Findings(
     python="3.11.7",
     torch_version="2.13.0",
     device="cpu",
     devices=(("a CPU", None),),
-    product_difference=0.0,
-    product_bound=1.0,
+    steps=(Step(name="product", difference=0.0, bound=1.0),),
 )
 
 
@@ -1091,7 +1091,7 @@ def test_build_of_unknown_origin_is_not_accused_of_missing_code(version: str, ba
 
 def test_list_of_the_build_itself_counts_more_than_the_catalog() -> None:
     """A source build tells what it holds where a device is."""
-    findings = on_gpu(("a GPU", (6, 1)), architectures=("sm_80",), product_failure="no kernel")
+    findings = on_gpu(("a GPU", (6, 1)), architectures=("sm_80",), steps=(NO_KERNEL,))
     found = judged(seen("2.7.0a0+gitabc", "cu126", findings), host(gpu("6.1")))
     assert found.problems[0].name == "no-gpu-code"
     assert "it has sm_80" in found.problems[0].found
@@ -1219,7 +1219,8 @@ def test_fewer_devices_than_gpus() -> None:
 
 
 def test_wrong_product_is_an_error() -> None:
-    findings = on_gpu(A4000, product_failure="RuntimeError: CUDA error")
+    raised = Step(name="product", failure="RuntimeError: CUDA error")
+    findings = on_gpu(A4000, steps=(raised,))
     assert names(judged(seen(findings=findings), host(gpu()))) == ["compute-fails"]
 
 

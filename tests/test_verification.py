@@ -31,6 +31,7 @@ from torchenv_magic.verification import Check, Verification, verify
 from torchenv_magic.verification.report import (
     ExtensionFindings,
     Findings,
+    Step,
     VersionRow,
     describe_end,
     has_code_for,
@@ -128,8 +129,11 @@ def lab(only_lab: Lab) -> Iterator[Lab]:
     only_lab.empty()
 
 
-def outcome(verification: Verification) -> dict[str, bool]:
+def outcome(verification: Verification) -> dict[str, bool | None]:
     return {check.name: check.passed for check in verification.checks}
+
+
+SELF_TEST = dict.fromkeys(("product", "convolution", "backward", "bfloat16", "memory"), True)
 
 
 def only_failure(verification: Verification) -> Check:
@@ -147,7 +151,7 @@ def test_torch_that_works_passes_every_check(lab: Lab, *, in_process: bool) -> N
     assert outcome(found) == {
         "installation": True,
         "import": True,
-        "product": True,
+        **SELF_TEST,
         "torchvision": True,
         "torchaudio": True,
     }
@@ -183,12 +187,13 @@ def test_what_was_asked_for_is_compared(lab: Lab) -> None:
 def test_result_reads_as_a_few_aligned_lines(lab: Lab) -> None:
     lab.add("cpu", "torch", "torchvision")
     text = re.sub(r"\d+ ms|\d+\.\d s", "TIME", str(lab.verify(CPU)))
-    text = re.sub(r"\d\.\de-\d\d", "N", text)
+    text = re.sub(r"\d\.\de-\d\d|\d+\.\d(?= (?:GiB|of))", "N", text)
     version = ".".join(map(str, sys.version_info[:3]))
     shown = str(lab.environment).split(", ")[0]
     device = next(line for line in text.splitlines() if line.startswith("Device"))
     assert device.startswith("Device       cpu, ")
-    assert text == (
+    facts = text[text.index("\nSystem ") :]
+    assert text.removesuffix(facts) == (
         "PyTorch works\n"
         f"Environment  {shown}, Python {version}, uv venv\n"
         "PyTorch      2.13.0+cpu, CPU only, imported in TIME\n"
@@ -196,8 +201,11 @@ def test_result_reads_as_a_few_aligned_lines(lab: Lab) -> None:
         "Versions     torch 2.13.0+cpu, torchvision 0.28.0+cpu, as asked for\n"
         "Product      a matrix product on cpu agrees with the CPU's in float64 "
         "(off by N, N allowed) in TIME\n"
-        "Checks       6 of 6 passed"
+        "Self-test    a convolution, a backward pass, a bfloat16 product and a block of memory "
+        "are right too, in TIME\n"
+        "Checks       10 of 10 passed"
     )
+    assert "\nPackages     torch 2.13.0+cpu, torchvision 0.28.0+cpu" in facts
 
 
 def test_result_survives_json(lab: Lab) -> None:
@@ -254,7 +262,7 @@ def test_other_version_and_other_backend_than_asked_for(lab: Lab) -> None:
     with pytest.raises(VerificationError) as caught:
         found.raise_for_failure()
     assert str(caught.value) == (
-        "PyTorch failed 2 of 5 checks:\n"
+        "PyTorch failed 2 of 9 checks:\n"
         "- torch is 2.13.0+cu130, and 2.13.0+cpu was asked for\n"
         "- torch is built for CUDA 13.0, and CPU only was asked for\n\n"
         "hint: `%torchenv install cpu torch` puts it right"
@@ -382,7 +390,7 @@ def test_crash_of_the_product_leaves_what_was_found_before(lab: Lab) -> None:
     )
     found = lab.verify()
     assert outcome(found) == {"installation": True, "import": True, "process": False}
-    assert "at `compute on cpu`" in found.failures[0].message
+    assert "at `a matrix product on cpu`" in found.failures[0].message
     assert found.torch == "2.13.0+cpu"
     assert "PyTorch does not work as asked" in str(found)
 
@@ -642,6 +650,21 @@ HERE = Environment(
     free_bytes=0,
 )
 CODE = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+NO_IMAGE = "AcceleratorError: CUDA error: no kernel image is available"
+RIGHT = (
+    Step(name="convolution", seconds=0.2, difference=1e-6, bound=1e-4),
+    Step(name="backward", seconds=0.01, difference=1e-6, bound=1e-4),
+    Step(name="bfloat16", seconds=0.01, difference=0.06, bound=0.5),
+    Step(
+        name="memory",
+        seconds=0.01,
+        difference=0.0,
+        bound=0.0,
+        block_bytes=64 << 20,
+        free_bytes=22 << 30,
+        total_bytes=24 << 30,
+    ),
+)
 GPU = Findings(
     python="3.12.3",
     installed=(("torch", ("2.13.0+cu130",)),),
@@ -651,9 +674,7 @@ GPU = Findings(
     device="cuda:0",
     devices=(("NVIDIA GeForce RTX 4090", (8, 9)),),
     architectures=CODE,
-    product_seconds=0.4,
-    product_difference=1e-5,
-    product_bound=4e-4,
+    steps=(Step(name="product", seconds=0.4, difference=1e-5, bound=4e-4), *RIGHT),
 )
 CU130 = asked("cu130", torch="2.13.0+cu130")
 
@@ -661,7 +682,7 @@ CU130 = asked("cu130", torch="2.13.0+cu130")
 def test_gpu_that_works() -> None:
     found = judge(GPU, HERE, CU130)
     assert found.passed
-    assert [check.message for check in found.checks[-3:]] == [
+    assert [check.message for check in found.checks[-7:-4]] == [
         "PyTorch sees NVIDIA GeForce RTX 4090",
         "the build has code for compute capability 8.9 (NVIDIA GeForce RTX 4090)",
         (
@@ -675,10 +696,7 @@ def test_gpu_without_code_in_the_build_is_told_apart_from_other_failures() -> No
     pascal = dataclasses.replace(
         GPU,
         devices=(("NVIDIA GeForce GTX 1080 Ti", (6, 1)),),
-        product_seconds=None,
-        product_difference=None,
-        product_bound=None,
-        product_failure="AcceleratorError: CUDA error: no kernel image is available",
+        steps=(Step(name="product", failure=NO_IMAGE),),
     )
     found = judge(pascal, HERE, CU130)
     code, product = found.failures
@@ -686,7 +704,7 @@ def test_gpu_without_code_in_the_build_is_told_apart_from_other_failures() -> No
         "NVIDIA GeForce GTX 1080 Ti has compute capability 6.1, and this build only has code for "
         "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
     )
-    assert product.message == f"a matrix product on cuda:0 failed: {pascal.product_failure}"
+    assert product.message == f"a matrix product on cuda:0 failed: {NO_IMAGE}"
     assert found.hint == "`%torchenv` recommends a build that has code for this GPU"
 
 

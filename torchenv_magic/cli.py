@@ -201,7 +201,7 @@ def _judge(words: Words, verification: Verification) -> int:
             _tell(error)
         else:
             # The table has its words.
-            failed = f"{len(verification.failures)} of {len(verification.checks)} checks failed"
+            failed = f"{len(verification.failures)} of {len(verification.tried)} checks failed"
             _talk(f"{_colored('error', '31', sys.stderr)}: PyTorch does not work here: {failed}")
         return error.exit_status
     return 0

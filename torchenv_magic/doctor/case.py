@@ -114,14 +114,8 @@ class Case:
     @property
     def computes(self) -> bool:
         """Whether a product on the device was seen to be right."""
-        seen = self.findings
-        return (
-            seen is not None
-            and seen.product_failure is None
-            and seen.product_bound is not None
-            and seen.product_difference is not None
-            and seen.product_difference <= seen.product_bound
-        )
+        product = self.findings.step("product") if self.findings else None
+        return product is not None and product.is_right
 
     @property
     def sees_gpu(self) -> bool:

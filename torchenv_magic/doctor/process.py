@@ -10,6 +10,7 @@ from torchenv_magic.doctor.case import Case, Remarks, listed
 from torchenv_magic.doctor.examination import ForeignLibrary
 from torchenv_magic.doctor.problem import Problem, install_cure
 from torchenv_magic.environment import shown_path
+from torchenv_magic.verification.report import DOCTOR_HINT, Check, self_test_checks
 
 __all__ = ["import_problems", "path_problems", "session_problems", "shown_file"]
 
@@ -115,17 +116,25 @@ def import_problems(case: Case, remarks: Remarks) -> Iterator[Problem]:
     elif seen is not None and seen.import_failure is not None:
         yield _failed(case, seen.import_failure)
     elif seen is not None and seen.torch_version is not None:
-        remarks.checked.append(f"an import, and a product on {seen.device}, in its own process")
-        if not case.computes:
-            said = seen.product_failure or "the result is off"
-            yield Problem(
-                name="compute-fails",
-                severity="error",
-                found=f"a matrix product on {seen.device} fails: {_plain(said)}",
-                meaning="this build can't be relied on here",
-                cure=install_cure(),
-            )
+        remarks.checked.append(f"an import, and a self-test on {seen.device}, in its own process")
+        for check in self_test_checks(seen, ended=False):
+            if check.passed is False:
+                said = _plain(check.message)
+                yield Problem(
+                    name="compute-fails",
+                    severity="error",
+                    found=f"PyTorch fails its self-test: {said}",
+                    meaning="this build can't be relied on here",
+                    cure=_compute_cure(case, check),
+                )
     yield from foreign
+
+
+def _compute_cure(case: Case, check: Check) -> str:
+    if check.name == "product":
+        return install_cure()
+    # Libraries that stand in the way are a problem of their own; what is left are damaged files.
+    return case.anew_cure() if check.hint == DOCTOR_HINT else check.hint
 
 
 def _ended(case: Case) -> Problem:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import queue
 import random
 import re
 import sys
+import threading
 import time
 import warnings
 from functools import partial
@@ -23,9 +26,16 @@ from typing import Any, Callable  # noqa: UP035  (collections.abc's can't be sub
 
 __all__ = ["probe"]
 
+SELF_TEST_SECONDS = 10.0
+"""For the whole self-test. A GPU's first use takes up to some seconds, and one that is stuck takes
+for ever."""
+
 # A kernel that a device doesn't have fails at any size, and a wrong one is wrong at any size: 64 is
 # 5 ms for a GPU's first launch and 20 ms for the pure-Python torch of the tests, so all are alike.
 SIZE = 64
+_BLOCK_BYTES = 64 << 20
+_CPU_BLOCK_BYTES = 1 << 20
+"""The CPU's memory is the one that this process lives in already."""
 
 _NOISE = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 _LONGEST = 1000
@@ -131,6 +141,7 @@ def _try_torch(
         hip=_text(getattr(build, "hip", None)),
         xpu=_text(getattr(build, "xpu", None)),
         hidden_by=_hidden_by(),
+        processor=_cpu()[0],
     )
     stage("look for devices")
     try:
@@ -138,12 +149,8 @@ def _try_torch(
     except BaseException as error:  # noqa: BLE001
         _reraise_interrupt(error)
         findings.update(device="cpu", devices=[_cpu()], device_failure=_words(error))
-    stage(f"compute on {findings['device']}")
-    try:
-        findings.update(_product(torch, findings["device"]))
-    except BaseException as error:  # noqa: BLE001
-        _reraise_interrupt(error)
-        findings["product_failure"] = _words(error)
+    _self_test(torch, findings, stage)
+    findings["neural_library"] = _neural_library(torch, findings["device"])
     findings["extensions"] = []
     installed = {name for name, versions in findings["installed"] if versions}
     for name in question["extensions"]:
@@ -242,69 +249,270 @@ def _cpu() -> list[Any]:
     return [name or platform.machine() or "CPU", None]
 
 
-def _product(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
-    """Multiply two matrices on `device`, and compare with the CPU in float64."""
-    # Python's own generator: torch's global one is the person's, and stays as they seeded it.
-    numbers = random.Random(0)  # noqa: S311
-    left, right = (
-        torch.tensor(
-            [[numbers.gauss(0, 1) for _ in range(SIZE)] for _ in range(SIZE)],
-            dtype=torch.float32,
-            device="cpu",  # whatever torch.set_default_device says
-        )
-        for _ in range(2)
-    )
-    with _FullPrecision(torch):
-        start = time.perf_counter()
-        product = left.to(device) @ right.to(device)
-        # torch's own kernels (the product is cuBLAS's): abs and max. `item` waits for the device.
-        largest = product.abs().max().item()
-        seconds = time.perf_counter() - start
-    reference = left.double() @ right.double()
+# ----------------------------------------------------------------------------------- the self-test
+
+Compute = Callable[..., Any]
+
+
+def _self_test(torch: Any, findings: dict[str, Any], stage: Callable[[str], None]) -> None:  # noqa: ANN401
+    """Let the device do what a person's work is made of; each step is a finding.
+
+    In a thread: a device that is stuck gives no answer, and whoever waits for it has to stop
+    waiting. The thread also begins as a new process does, without the person's `no_grad`,
+    `autocast`, default device and current stream. Nothing else is set, so nothing has to be undone.
+    """
+    device = findings["device"]
+    findings["steps"] = []
+    deadline = time.monotonic() + SELF_TEST_SECONDS
+    worker = _Worker()
+    try:
+        for name, words, step in _STEPS:
+            stage(f"{words} on {device}")
+            found = worker.answer(partial(_attempt, step, torch, device), deadline)
+            findings["steps"].append({"name": name, **found})
+            # What spoils a product spoils the rest, and a thread that is stuck tries no more.
+            if found.get("overdue") or (name == "product" and not _is_within(found)):
+                break
+    finally:
+        worker.end()
+
+
+def _is_within(found: dict[str, Any]) -> bool:
+    difference = found.get("difference")
+    return difference is not None and difference <= found["bound"]
+
+
+class _Worker:
+    """A thread that does one thing after the other, and is left behind by whom it lets wait."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_waiting = True
+        self._thread = threading.Thread(target=self._work, name="torchenv-self-test", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        for task in iter(self._tasks.get, None):
+            self._answers.put(task())
+
+    def answer(self, task: Callable[[], dict[str, Any]], deadline: float) -> dict[str, Any]:
+        self._tasks.put(task)
+        self._is_waiting = False
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                # In short turns: on Windows an interrupt waits for the end of one.
+                found: dict[str, Any] = self._answers.get(timeout=min(max(left, 0.0), 0.1))
+            except queue.Empty:
+                if left <= 0:
+                    return {"overdue": True}
+            else:
+                self._is_waiting = True
+                return found
+
+    def end(self) -> None:
+        self._tasks.put(None)
+        if self._is_waiting:
+            self._thread.join()
+
+
+def _attempt(step: Callable[[Any, str], dict[str, Any]], torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    try:
+        return step(torch, device)
+    except BaseException as error:  # noqa: BLE001
+        # As words: the error itself would keep the tensors of the step in the device's memory.
+        return {"failure": _words(error)}
+
+
+def _numbers(torch: Any, random_numbers: random.Random, *shape: int) -> Any:  # noqa: ANN401
+    """Return a tensor of normal numbers that have eight significant bits each.
+
+    So they are the same in bfloat16 and in TF32, and their products are exact in float32: whichever
+    of these precisions a person (or `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` of NVIDIA's containers) lets
+    products be computed in, the result is as exact as float32's.
+    """
+    values = []
+    for _ in range(math.prod(shape)):
+        mantissa, exponent = math.frexp(random_numbers.gauss(0, 1))
+        values.append(math.ldexp(round(mantissa * 256), exponent - 8))
+    # Whatever torch.set_default_dtype says.
+    return torch.tensor(values, dtype=torch.float32, device="cpu").reshape(*shape)
+
+
+def _compared(
+    device: str,
+    operands: tuple[Any, ...],
+    compute: Compute,
+    *,
+    tolerance: float,
+    on_device: Compute | None = None,
+) -> dict[str, Any]:
+    """Compute on `device`, and compare with the CPU in float64.
+
+    `tolerance` is relative to the same computation with the magnitudes of all numbers.
+    """
+    start = time.perf_counter()
+    result = (on_device or compute)(*(each.to(device) for each in operands))
+    # torch's own kernels (the products are a library's): abs and max. `item` waits for the device.
+    largest = result.abs().max().item()
+    seconds = time.perf_counter() - start
+    reference = compute(*(each.double() for each in operands))
     difference = max(
-        (product.cpu().double() - reference).abs().max().item(),
+        (result.cpu().double() - reference).abs().max().item(),
         abs(largest - reference.abs().max().item()),
     )
-    # Any order of summation in float32 stays within n * 2**-24 * (|A| |B|), to first order (Higham,
-    # "Accuracy and Stability", 3.5). Twice that, for reciprocal roundings; TensorFloat-32 would be
-    # a hundred times coarser than what is seen, and beyond the bound.
-    magnitude = (left.double().abs() @ right.double().abs()).max().item()
+    magnitude = compute(*(each.double().abs() for each in operands)).max().item()
     return {
-        "product_seconds": seconds,
+        "seconds": seconds,
         # not a number isn't JSON
-        "product_difference": difference if difference == difference else None,  # noqa: PLR0124
-        "product_bound": SIZE * 2.0**-23 * magnitude,
+        "difference": difference if difference == difference else None,  # noqa: PLR0124
+        "bound": tolerance * magnitude,
     }
 
 
-class _FullPrecision:
-    """Switch products of reduced precision (TF32, bfloat16) off for a while.
+# Any order of summation of n products in float32 stays within n * 2**-24 * (|A| |B|), to first
+# order (Higham, "Accuracy and Stability of Numerical Algorithms", 3.5). Twice that, since the units
+# that multiply matrices cut off where others round.
+_A_TERM = 2.0**-23
 
-    `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE` (NVIDIA's containers) and a person's own setting switch them
-    on. Since torch 2.9 each backend has its own switch, and the common one raises where a person
-    used those.
-    """
 
-    def __init__(self, torch: Any) -> None:  # noqa: ANN401
-        self._torch = torch
-        self._undo: list[Callable[[], None]] = []
+def _product(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    # Python's own generator: torch's global one is the person's, and stays as they seeded it.
+    numbers = random.Random(0)  # noqa: S311
+    operands = (_numbers(torch, numbers, SIZE, SIZE), _numbers(torch, numbers, SIZE, SIZE))
+    return _compared(device, operands, torch.matmul, tolerance=SIZE * _A_TERM)
 
-    def __enter__(self) -> None:
-        torch = self._torch
-        backends = [getattr(torch.backends, name, None) for name in ("cuda", "mkldnn")]
-        switches: list[Any] = [getattr(backend, "matmul", None) for backend in backends]
-        switches = [switch for switch in switches if hasattr(switch, "fp32_precision")]
-        for switch in switches:
-            self._undo.append(partial(setattr, switch, "fp32_precision", switch.fp32_precision))
-            switch.fp32_precision = "ieee"
-        if not switches and hasattr(torch, "get_float32_matmul_precision"):  # torch 1.12 to 2.8
-            set_precision = torch.set_float32_matmul_precision
-            self._undo.append(partial(set_precision, torch.get_float32_matmul_precision()))
-            set_precision("highest")
 
-    def __exit__(self, *_: object) -> None:
-        for undo in self._undo:
-            undo()
+def _convolution(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    numbers = random.Random(1)  # noqa: S311
+    operands = (_numbers(torch, numbers, 1, 4, 17, 17), _numbers(torch, numbers, 8, 4, 3, 3))
+    # In steps of two: cuDNN and oneDNN then have no Winograd and no FFT, whose errors have another
+    # bound. The result is a sum of 4 * 3 * 3 products.
+    compute = partial(torch.nn.functional.conv2d, stride=2)
+    return _compared(device, operands, compute, tolerance=36 * _A_TERM)
+
+
+def _backward(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    numbers = random.Random(2)  # noqa: S311
+    shapes = ((32, 48), (48, 16), (32, 16))
+    operands = tuple(_numbers(torch, numbers, *shape) for shape in shapes)
+
+    def gradient(samples: Any, weights: Any, factors: Any) -> Any:  # noqa: ANN401
+        weights = weights.clone().requires_grad_()
+        (found,) = torch.autograd.grad(((samples @ weights) * factors).sum(), weights)
+        return found
+
+    # samples.T @ factors: a sum over 32 samples.
+    return _compared(device, operands, gradient, tolerance=32 * _A_TERM)
+
+
+def _bfloat16(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    absent = _no_bfloat16(torch, device)
+    if absent:
+        return {"absent": absent}
+    numbers = random.Random(3)  # noqa: S311
+    operands = (_numbers(torch, numbers, SIZE, SIZE), _numbers(torch, numbers, SIZE, SIZE))
+
+    def product(left: Any, right: Any) -> Any:  # noqa: ANN401
+        return (left.to(torch.bfloat16) @ right.to(torch.bfloat16)).to(torch.float32)
+
+    # Sums are in float32, and the result is rounded to eight bits: by 2**-8 of it (Higham, 2.1).
+    # Twice that, since partial sums may be rounded too (`allow_bf16_reduced_precision_reduction`).
+    bits = {"tolerance": 2 * 2.0**-8}
+    try:
+        return _compared(device, operands, torch.matmul, on_device=product, **bits)
+    except (RuntimeError, TypeError) as error:
+        # So say the CPU of an old torch, and Apple's GPU before macOS 14.
+        text = str(error)
+        if "BFloat16" in text and ("not implemented for" in text or "not supported" in text):
+            return {"absent": "this build has none for it"}
+        raise
+
+
+def _no_bfloat16(torch: Any, device: str) -> str | None:  # noqa: ANN401
+    """Return why the device has no bfloat16; `is_bf16_supported` also counts what is emulated."""
+    if not hasattr(torch, "bfloat16"):
+        return "this torch has none"
+    if device.startswith("cuda"):
+        capability = _capability(torch, 0)
+        if capability is not None and capability < [8, 0]:
+            major, minor = capability
+            return f"it begins with compute capability 8.0, and this GPU has {major}.{minor}"
+    return None
+
+
+def _memory(torch: Any, device: str) -> dict[str, Any]:  # noqa: ANN401
+    """Allocate a block, fill it, read it and give it back."""
+    module = getattr(torch, device.partition(":")[0], None)
+    free, total = _memory_bytes(torch, module, device)
+    size = _CPU_BLOCK_BYTES
+    if device != "cpu":
+        size = _BLOCK_BYTES if free is None else min(_BLOCK_BYTES, max(free // 4, 1 << 20))
+    known = {"block_bytes": size, "free_bytes": free, "total_bytes": total}
+    reserved = getattr(module, "memory_reserved", lambda: 0)
+    before = reserved()
+    start = time.perf_counter()
+    try:
+        block = torch.empty(size // 4, dtype=torch.float32, device=device)
+        block.fill_(1.5)
+        lowest, highest = block.min().item(), block.max().item()
+        seconds = time.perf_counter() - start
+        del block
+    except BaseException as error:  # noqa: BLE001
+        return {**known, "failure": _words(error)}
+    # What torch took from the driver for the block is given back; what the session had, it keeps
+    # where nothing was taken.
+    if reserved() > before:
+        module.empty_cache()  # type: ignore[union-attr]
+    difference = max(abs(lowest - 1.5), abs(highest - 1.5))
+    if difference != difference:  # noqa: PLR0124
+        difference = None
+    return {**known, "seconds": seconds, "difference": difference, "bound": 0.0}
+
+
+def _memory_bytes(torch: Any, module: Any, device: str) -> tuple[int | None, int | None]:  # noqa: ANN401
+    """Return (free, total), None where nothing tells."""
+    try:
+        if device == "cpu":
+            return _cpu_memory_bytes()
+        if device == "mps":  # free is what macOS makes free
+            return None, int(torch.mps.recommended_max_memory())
+        free, total = module.mem_get_info(device)
+        return int(free), int(total)
+    except Exception:  # noqa: BLE001  (an older torch, or a driver that doesn't tell)
+        return None, None
+
+
+def _cpu_memory_bytes() -> tuple[int | None, int | None]:
+    with open("/proc/meminfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        kib = dict(re.findall(r"^(\w+): +(\d+) kB$", file.read(), re.MULTILINE))
+    return int(kib["MemAvailable"]) * 1024, int(kib["MemTotal"]) * 1024
+
+
+def _neural_library(torch: Any, device: str) -> str | None:  # noqa: ANN401
+    """Return the library that convolves on the device, with the version that is loaded."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        if torch.version.hip is not None:
+            found = re.search(r"MIOpen [0-9.]+", torch.__config__.show())
+            return found[0] if found else None
+        version = int(torch.backends.cudnn.version())
+    except Exception:  # noqa: BLE001  (one that doesn't fit this torch has no version)
+        return None
+    # cuDNN 9 counts in ten thousands, those before it in thousands.
+    scale = 10_000 if version >= 90_000 else 1000
+    return f"cuDNN {version // scale}.{version % scale // 100}.{version % 100}"
+
+
+_STEPS = (
+    ("product", "a matrix product", _product),
+    ("convolution", "a convolution", _convolution),
+    ("backward", "a backward pass", _backward),
+    ("bfloat16", "a bfloat16 product", _bfloat16),
+    ("memory", "a block of memory", _memory),
+)
 
 
 def _extension(name: str) -> dict[str, Any]:

@@ -8,14 +8,15 @@ import re
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from torchenv_magic.accelerators.records import ComputeCapability
+from torchenv_magic.accelerators.detection import detect
+from torchenv_magic.accelerators.records import ComputeCapability, Host
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
@@ -31,15 +32,19 @@ from torchenv_magic.errors import VerificationError
 from torchenv_magic.expectation import Expectation
 from torchenv_magic.serialization import from_json
 from torchenv_magic.verification import probe
+from torchenv_magic.verification.facts import Fact, read_system, shortened, told_variables
 
 __all__ = [
+    "DOCTOR_HINT",
     "Check",
     "Findings",
     "ProbeRun",
+    "Step",
     "Verification",
     "VersionRow",
     "judge",
     "run_probe",
+    "self_test_checks",
     "verify",
 ]
 
@@ -49,10 +54,46 @@ class Check:
     """One question about the environment, and its answer."""
 
     name: str
-    passed: bool
+    passed: bool | None
+    """None where it was not tried: the message says why."""
     message: str
     hint: str = ""
     """What to do about it, where it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that the device was to do, and what came of it."""
+
+    name: str
+    """`product`, `convolution`, `backward`, `bfloat16`, `memory`."""
+    seconds: float | None = None
+    difference: float | None = None
+    """From the CPU's result in float64, of memory from what was written; None beside a bound: not a
+    number."""
+    bound: float | None = None
+    """The largest difference that rounding explains."""
+    failure: str | None = None
+    """What was raised."""
+    absent: str | None = None
+    """Why there is no such thing to try."""
+    overdue: bool = False
+    """Whether there was no answer in time."""
+    block_bytes: int | None = None
+    """Of memory: how much was allocated."""
+    free_bytes: int | None = None
+    """Of memory: before that, as the device tells it."""
+    total_bytes: int | None = None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it was done, and what came out is right."""
+        return (
+            self.failure is None
+            and self.bound is not None
+            and self.difference is not None
+            and self.difference <= self.bound
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +131,10 @@ class Verification:
     import_seconds: float | None
     product_seconds: float | None
     """The first product on the device, with what starting the device takes."""
+    self_test: tuple[Step, ...] = ()
+    """What the device was let do, in this order."""
+    facts: tuple[Fact, ...] = ()
+    """What else an issue about this PyTorch has to tell."""
     notes: tuple[str, ...] = ()
     """What torch warned of."""
     detail: str = ""
@@ -97,11 +142,19 @@ class Verification:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if not check.passed)
+        return tuple(check for check in self.checks if check.passed is False)
+
+    @property
+    def tried(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.passed is not None)
 
     @property
     def passed(self) -> bool:
         return not self.failures
+
+    @property
+    def title(self) -> str:
+        return "PyTorch works" if self.passed else "PyTorch does not work as asked"
 
     @property
     def hint(self) -> str:
@@ -121,10 +174,12 @@ class Verification:
         messages = [check.message for check in self.failures]
         text = messages[0] if len(messages) == 1 else "\n".join(f"- {each}" for each in messages)
         if len(messages) > 1:
-            text = f"PyTorch failed {len(messages)} of {len(self.checks)} checks:\n{text}"
+            text = f"PyTorch failed {len(messages)} of {len(self.tried)} checks:\n{text}"
         raise VerificationError(text, hint=self.hint, detail=self.detail)
 
-    def __str__(self) -> str:
+    @property
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """What was asked and what came of it, as (title, text)."""
         kind = "system Python" if self.environment_kind == "system" else self.environment_kind
         rows = [("Environment", f"{shown_path(self.prefix)}, Python {self.python}, {kind}")]
         if self.torch:
@@ -133,20 +188,41 @@ class Verification:
             seconds = f", imported in {_duration(took)}" if took is not None else ""
             rows.append(("PyTorch", f"{self.torch}{build}{seconds}"))
         if self.device:
-            rows.append(("Device", ", ".join((self.device, *self.device_names))))
+            names = (self.device, *self.device_names)
+            rows.append(("Device", ", ".join((*names, *self._free_memory))))
         rows += [
             (each.name.capitalize(), each.message)
             for each in self.checks
             if each.passed and each.name in ("product", "versions")
         ]
+        right = [step for step in self.self_test if step.is_right and step.name != "product"]
+        if right:
+            took = sum(step.seconds or 0 for step in right)
+            words = f"{_and([_STEP_WORDS[step.name] for step in right])}"
+            verb = "is" if len(right) == 1 else "are"
+            rows.append(("Self-test", f"{words} {verb} right too, in {_duration(took)}"))
         rows += [("Failed", failure.message) for failure in self.failures]
+        rows += [("Note", each.message) for each in self.checks if each.passed is None]
         rows += [("Note", note) for note in self.notes]
-        passed = len(self.checks) - len(self.failures)
-        rows.append(("Checks", f"{passed} of {len(self.checks)} passed"))
+        passed = len(self.tried) - len(self.failures)
+        rows.append(("Checks", f"{passed} of {len(self.tried)} passed"))
         if self.hint:
             rows.append(("hint:", self.hint))
-        title = "PyTorch works" if self.passed else "PyTorch does not work as asked"
-        return "\n".join([title, *(f"{name:<13}{text}" for name, text in rows)])
+        return tuple(rows)
+
+    @property
+    def _free_memory(self) -> tuple[str, ...]:
+        for step in self.self_test:
+            if step.total_bytes and step.free_bytes is not None:
+                return (f"{_gib(step.free_bytes)} of {_gib(step.total_bytes)} GiB free",)
+            if step.total_bytes:
+                return (f"{_gib(step.total_bytes)} GiB",)
+        return ()
+
+    def __str__(self) -> str:
+        facts = [(fact.name, fact.value) for fact in self.facts]
+        lines = [f"{name:<13}{text}" for name, text in self.rows]
+        return "\n".join([self.title, *lines, *(f"{name:<13}{text}" for name, text in facts)])
 
 
 # --------------------------------------------------------------------------------------- the probe
@@ -191,13 +267,16 @@ class Findings:
     device_failure: str | None = None
     architectures: tuple[str, ...] = ()
     """`sm_80`, `compute_90`: what the build has code for, where a CUDA device is."""
-    product_seconds: float | None = None
-    product_difference: float | None = None
-    """None beside a bound: not a number."""
-    product_bound: float | None = None
-    product_failure: str | None = None
+    steps: tuple[Step, ...] = ()
+    """The self-test, as far as it came."""
+    processor: str | None = None
+    neural_library: str | None = None
+    """`cuDNN 9.10.2`, `MIOpen 3.5.0`: what convolves on the device."""
     extensions: tuple[ExtensionFindings, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def step(self, name: str) -> Step | None:
+        return next((step for step in self.steps if step.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +309,7 @@ def verify(
     ValueError
         In process, and `environment` is another interpreter's.
     """
-    packages = dict.fromkeys(FAMILY_MEMBERS)
+    packages = dict.fromkeys([*FAMILY_MEMBERS, *_BESIDE])
     if expectation is not None:
         packages.update(dict.fromkeys(name for name, _ in expectation.versions))
     question = {
@@ -247,14 +326,51 @@ def verify(
         run = ProbeRun(findings=from_json(Findings, findings), stage="done")
     else:
         run = run_probe(environment.interpreter, question, timeout_seconds)
+    found = run.findings or Findings(python=environment.interpreter.version)
+    # After the try, which has woken the driver: asked while it sleeps, it takes its time.
+    host = detect()
     return judge(
-        run.findings or Findings(python=environment.interpreter.version),
+        found,
         environment,
         expectation,
+        facts=_facts(found, host, system=read_system(host), variables=told_variables(os.environ)),
         ended=run.ended,
         stage=run.stage,
         detail=run.detail,
     )
+
+
+# Of the packages beside PyTorch's own, those whose version decides what goes wrong with it.
+_BESIDE = ("numpy", "triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton-xpu")
+
+
+def _facts(findings: Findings, host: Host, *, system: str, variables: str) -> tuple[Fact, ...]:
+    """Return what an issue has to tell beside the checks."""
+    installed = {name: versions[0] for name, versions in findings.installed if versions}
+    names = [name for name in (*FAMILY_MEMBERS, *_BESIDE) if name in installed]
+    libraries = [
+        f"{title} {version}"
+        for title, version in (
+            ("CUDA", findings.cuda),
+            ("HIP", findings.hip),
+            ("XPU", findings.xpu),
+        )
+        if version
+    ]
+    libraries += [findings.neural_library] if findings.neural_library else []
+    rows = [
+        ("System", system),
+        ("Processor", findings.processor or ""),
+        ("Accelerator", "; ".join(map(str, host.accelerators)) or "none found"),
+        ("Libraries", ", ".join(libraries)),
+        ("Built for", " ".join(findings.architectures)),
+        (
+            "Packages",
+            ", ".join(f"{name} {installed[name] or 'of an unreadable version'}" for name in names),
+        ),
+        ("Variables", variables),
+    ]
+    return tuple(Fact(name=name, value=value) for name, value in rows if value)
 
 
 def _same_directory(one: str | Path, other: str | Path) -> bool:
@@ -335,7 +451,7 @@ def describe_end(status: int) -> str:
 
 # ----------------------------------------------------------------------------------------- judging
 
-_ANEW = "`%torchenv` installs it anew"
+DOCTOR_HINT = "`%torchenv doctor` tells what is wrong with it, and what puts it right"
 
 
 def judge(
@@ -343,6 +459,7 @@ def judge(
     environment: Environment,
     expectation: Expectation | None,
     *,
+    facts: tuple[Fact, ...] = (),
     ended: str | None = None,
     stage: str = "",
     detail: str = "",
@@ -368,10 +485,12 @@ def judge(
             checks.append(_backend(actual, expectation.backend))
         checks += _device(findings, actual, expectation, notes)
         checks += _architectures(findings, notes)
-        checks += _product(findings)
+        checks += self_test_checks(findings, ended=ended is not None)
         checks += _extensions(findings)
     if ended is not None:
         checks.append(_unfinished(ended, stage))
+    checks = [replace(check, message=shortened(check.message)) for check in checks]
+    product = findings.step("product")
     first = installed.get("torch") or (None,)
     package = environment.installed("torch")
     before = package.version if package is not None and not findings.installed else None
@@ -386,9 +505,11 @@ def judge(
         checks=tuple(checks),
         versions=_rows(installed, expectation),
         import_seconds=findings.import_seconds,
-        product_seconds=findings.product_seconds,
-        notes=tuple(notes),
-        detail=detail,
+        product_seconds=product.seconds if product else None,
+        self_test=findings.steps,
+        facts=facts,
+        notes=tuple(map(shortened, notes)),
+        detail=shortened(detail),
     )
 
 
@@ -447,7 +568,8 @@ def _installation(installed: dict[str, tuple[str | None, ...]]) -> list[Check]:
             wrong.append(f"{name} is installed in part: an install was interrupted")
     if wrong:
         return [
-            Check(name="installation", passed=False, message=text, hint=_ANEW) for text in wrong
+            Check(name="installation", passed=False, message=text, hint=DOCTOR_HINT)
+            for text in wrong
         ]
     there = [name for name in FAMILY_MEMBERS if installed.get(name)]
     if not there:
@@ -505,7 +627,7 @@ def _import(
         message = f"torch {there[0] or ''} is registered as installed, and its files are missing"
     else:
         message = f"torch can't be imported: {findings.import_failure}"
-    return [Check(name="import", passed=False, message=message, hint=_ANEW)]
+    return [Check(name="import", passed=False, message=message, hint=DOCTOR_HINT)]
 
 
 def _versions(installed: dict[str, tuple[str | None, ...]], expectation: Expectation) -> Check:
@@ -577,7 +699,8 @@ def _architectures(findings: Findings, notes: list[str]) -> list[Check]:
     """
     if not findings.architectures:
         return []
-    worked = findings.product_failure is None
+    product = findings.step("product")
+    worked = product is not None and product.failure is None
     checks = []
     for index, (name, capability) in enumerate(findings.devices):
         if capability is None:
@@ -613,34 +736,102 @@ def has_code_for(architectures: Iterable[str], capability: tuple[int, int]) -> b
     return False
 
 
-def _product(findings: Findings) -> list[Check]:
-    what = f"a matrix product on {findings.device}"
-    if findings.product_failure is not None:
-        return [
-            Check(
-                name="product",
-                passed=False,
-                message=f"{what} failed: {findings.product_failure}",
-                hint="`%torchenv` shows which builds fit this machine",
-            )
-        ]
-    if findings.product_bound is None:
-        return []
-    difference, bound = findings.product_difference, findings.product_bound
-    off = f"{difference:.1e}" if difference is not None else "not a number"
-    if difference is not None and difference <= bound:
-        took = f" in {_duration(findings.product_seconds)}" if findings.product_seconds else ""
-        within = f"off by {off}, {bound:.1e} allowed"
-        message = f"{what} agrees with the CPU's in float64 ({within}){took}"
-        return [Check(name="product", passed=True, message=message)]
-    return [
-        Check(
-            name="product",
+_STEP_WORDS = {
+    "product": "a matrix product",
+    "convolution": "a convolution",
+    "backward": "a backward pass",
+    "bfloat16": "a bfloat16 product",
+    "memory": "a block of memory",
+}
+_STEP_NAMES = tuple(_STEP_WORDS)
+
+
+def self_test_checks(findings: Findings, *, ended: bool) -> list[Check]:
+    """Judge what the device did; `ended` says that the process ended before it had done all."""
+    checks: list[Check] = []
+    failed_alike: dict[str, list[str]] = {}
+    for step in findings.steps:
+        if step.failure is not None:
+            failed_alike.setdefault(step.failure, []).append(_STEP_WORDS[step.name])
+    for step in findings.steps:
+        if step.failure is None:
+            checks.append(_step(step, findings))
+            continue
+        # A device that is in an error state says the same to all that follows.
+        names = failed_alike.pop(step.failure, None)
+        if names is not None:
+            message = f"{_and(names)} on {findings.device} failed: {step.failure}"
+            hint = _failure_hint(step, findings)
+            checks.append(Check(name=step.name, passed=False, message=message, hint=hint))
+    rest = [_STEP_WORDS[name] for name in _STEP_NAMES[len(findings.steps) :]]
+    if findings.steps and rest and not ended:
+        verb = "was" if len(rest) == 1 else "were"
+        message = f"{_and(rest)} {verb} not tried after that"
+        checks.append(Check(name="self-test", passed=None, message=message))
+    return checks
+
+
+def _step(step: Step, findings: Findings) -> Check:
+    what = f"{_STEP_WORDS[step.name]} on {findings.device}"
+    if step.absent is not None:
+        message = f"{_STEP_WORDS[step.name]} was not tried: {step.absent}"
+        return Check(name=step.name, passed=None, message=message)
+    if step.overdue:
+        return Check(
+            name=step.name,
             passed=False,
-            message=f"{what} is wrong: off by {off} from the CPU's in float64, {bound:.1e} allowed",
-            hint="do not trust this build's results: `%torchenv` shows which others fit",
+            message=f"{what} gave no answer within the {probe.SELF_TEST_SECONDS:g} s that the "
+            "self-test may take",
+            hint=_overdue_hint(findings),
         )
-    ]
+    off = f"{step.difference:.1e}" if step.difference is not None else "not a number"
+    took = f" in {_duration(step.seconds)}" if step.seconds else ""
+    if step.name == "memory":
+        if step.is_right:
+            size = f"{(step.block_bytes or 0) >> 20} MiB"
+            message = f"{size} on {findings.device} were taken, filled, read and given back{took}"
+            return Check(name=step.name, passed=True, message=message)
+        return Check(
+            name=step.name,
+            passed=False,
+            message=f"{what} gives back other numbers than were written to it: off by {off}",
+            hint="restart the machine; where that does not help, the device is broken",
+        )
+    if step.is_right:
+        within = f"off by {off}, {step.bound:.1e} allowed"
+        message = f"{what} agrees with the CPU's in float64 ({within}){took}"
+        return Check(name=step.name, passed=True, message=message)
+    return Check(
+        name=step.name,
+        passed=False,
+        message=f"{what} is wrong: off by {off} from the CPU's in float64, {step.bound:.1e} "
+        "allowed",
+        hint="do not trust this build's results: `%torchenv` shows which others fit",
+    )
+
+
+def _monitor(findings: Findings) -> str:
+    """Return what shows the processes on the device."""
+    if findings.device == "cuda:0":
+        return "`rocm-smi --showpids`" if findings.hip else "`nvidia-smi`"
+    return "`xpu-smi ps`" if findings.device == "xpu:0" else "the system's list of processes"
+
+
+def _failure_hint(step: Step, findings: Findings) -> str:
+    """Return the cure for what was raised, as far as its words tell."""
+    failure = (step.failure or "").lower()
+    if "out of memory" in failure or "not enough memory" in failure or "memoryerror" in failure:
+        return f"free memory: {_monitor(findings)} shows which process holds it"
+    if step.name == "product":
+        return "`%torchenv` shows which builds fit this machine"
+    return DOCTOR_HINT
+
+
+def _overdue_hint(findings: Findings) -> str:
+    if findings.hip and findings.device != "cpu":
+        # MIOpen compiles what it has no code for, and keeps it.
+        return "restart the kernel and run `%torchenv verify` once more: a first use may compile"
+    return f"see in {_monitor(findings)} what keeps the device busy, and restart the kernel"
 
 
 def _extensions(findings: Findings) -> list[Check]:
@@ -699,6 +890,19 @@ def _unfinished(ended: str, stage: str) -> Check:
 
 def _list(texts: list[str]) -> str:
     return ", ".join(texts)
+
+
+def _and(texts: list[str]) -> str:
+    """Return the texts as a sentence has them.
+
+    >>> _and(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([part for part in (", ".join(texts[:-1]), texts[-1]) if part])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
 
 
 def _duration(seconds: float) -> str:

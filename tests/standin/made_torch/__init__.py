@@ -11,15 +11,17 @@ values are rounded to 32 bits, dtypes do not mix silently, and no build of it ha
 
 from __future__ import annotations
 
+import builtins
 import math
 import operator
 import random
+import struct
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from . import accelerator, backends, cuda, version, xpu
+from . import accelerator, autograd, backends, cuda, nn, version, xpu
 from .version import __version__
 
 __all__ = [
@@ -27,11 +29,14 @@ __all__ = [
     "__version__",
     "accelerator",
     "allclose",
+    "autograd",
     "backends",
+    "bfloat16",
     "bool",
     "cuda",
     "device",
     "dtype",
+    "empty",
     "eye",
     "float32",
     "float64",
@@ -43,6 +48,7 @@ __all__ = [
     "manual_seed",
     "matmul",
     "mm",
+    "nn",
     "no_grad",
     "ones",
     "rand",
@@ -55,7 +61,7 @@ __all__ = [
 
 made_for_tests = True
 
-_truth = bool  # `torch.bool` takes the builtin's name below
+_truth = builtins.bool  # `torch.bool` takes the builtin's name below
 _generator = random.Random(0)  # noqa: S311 - numbers, no secrets
 
 
@@ -71,6 +77,7 @@ class dtype:
 
 float32 = float = dtype("float32")
 float64 = double = dtype("float64")
+bfloat16 = dtype("bfloat16")
 bool = dtype("bool")
 
 
@@ -104,16 +111,61 @@ def _place(where: str | device | None) -> device:
     return place
 
 
+def _to_bfloat16(value: Any) -> Any:
+    """Round to the upper half of a float32, to the nearest, ties to even."""
+    if not math.isfinite(value):
+        return value
+    bits = int.from_bytes(struct.pack("<f", value), "little")
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return struct.unpack("<f", (bits & 0xFFFF0000).to_bytes(4, "little"))[0]
+
+
+Gradient = Callable[["Tensor"], "Tensor"]
+
+
 class Tensor:
-    """Hold numbers of one dtype on the CPU, with no, one or two dimensions."""
+    """Hold numbers of one dtype on the CPU, in row-major order."""
 
     def __init__(self, values: list[Any], shape: tuple[int, ...], dtype: dtype) -> None:
         # Rounding here, and only here, makes every float32 result differ from the float64 one
         # as a real one does: a check with too tight a tolerance fails.
         self._values = array("f", values).tolist() if dtype is float32 else list(values)
+        if dtype is bfloat16:
+            self._values = list(map(_to_bfloat16, values))
         self.shape = shape
         self.dtype = dtype
         self.device = device("cpu")
+        self.requires_grad = False
+        self.made_from: tuple[tuple[Tensor, Gradient], ...] = ()
+
+    def _from(self, *inputs: tuple[Tensor, Gradient]) -> Tensor:
+        """Remember what leads back to the inputs that want a gradient."""
+        self.made_from = tuple(each for each in inputs if each[0].requires_grad)
+        self.requires_grad = _truth(self.made_from)
+        return self
+
+    def requires_grad_(self) -> Tensor:
+        self.requires_grad = True
+        return self
+
+    def clone(self) -> Tensor:
+        copy = Tensor(self._values, self.shape, self.dtype)
+        return copy._from((self, lambda above: above))
+
+    def reshape(self, *shape: int) -> Tensor:
+        if math.prod(shape) != len(self._values):
+            message = f"shape {shape} is invalid for input of size {len(self._values)}"
+            raise RuntimeError(message)
+        return Tensor(self._values, shape, self.dtype)
+
+    def fill_(self, value: Any) -> Tensor:
+        self._values = Tensor([value], (), self.dtype)._values * len(self._values)
+        return self
+
+    def t(self) -> Tensor:
+        height, width = self.shape
+        values = [value for column in range(width) for value in self._values[column::width]]
+        return Tensor(values, (width, height), self.dtype)
 
     def _map(self, function: Callable[[Any], Any], dtype: dtype | None = None) -> Tensor:
         return Tensor([function(value) for value in self._values], self.shape, dtype or self.dtype)
@@ -134,7 +186,12 @@ class Tensor:
         return self._combine(other, operator.sub)
 
     def __mul__(self, other: Any) -> Tensor:
-        return self._combine(other, operator.mul)
+        product = self._combine(other, operator.mul)
+        if not isinstance(other, Tensor):
+            return product._from((self, lambda above: above * other))
+        return product._from(
+            (self, lambda above: above * other), (other, lambda above: above * self)
+        )
 
     def __truediv__(self, other: Any) -> Tensor:
         return self._combine(other, operator.truediv)
@@ -153,13 +210,16 @@ class Tensor:
         rows = [self._values[row * depth : (row + 1) * depth] for row in range(height)]
         columns = [other._values[column::width] for column in range(width)]
         product = [sum(map(operator.mul, row, column)) for row in rows for column in columns]
-        return Tensor(product, (height, width), self.dtype)
+        return Tensor(product, (height, width), self.dtype)._from(
+            (self, lambda above: above @ other.t()), (other, lambda above: self.t() @ above)
+        )
 
     def abs(self) -> Tensor:
         return self._map(abs)
 
     def sum(self) -> Tensor:
-        return Tensor([math.fsum(self._values)], (), self.dtype)
+        total = Tensor([math.fsum(self._values)], (), self.dtype)
+        return total._from((self, lambda above: ones(*self.shape, dtype=self.dtype) * above.item()))
 
     def mean(self) -> Tensor:
         return Tensor([math.fsum(self._values) / len(self._values)], (), self.dtype)
@@ -186,12 +246,10 @@ class Tensor:
         return self.shape
 
     def tolist(self) -> Any:
-        if not self.shape:
-            return self._values[0]
-        if len(self.shape) == 1:
-            return list(self._values)
-        width = self.shape[1]
-        return [self._values[row * width : (row + 1) * width] for row in range(self.shape[0])]
+        nested: list[Any] = list(self._values)
+        for width in reversed(self.shape):
+            nested = [nested[start : start + width] for start in range(0, len(nested), width)]
+        return nested[0]
 
     def to(self, target: str | device | dtype) -> Tensor:
         if isinstance(target, dtype):
@@ -243,6 +301,10 @@ def rand(*size: Any, dtype: dtype | None = None, device: str | device | None = N
 
 def ones(*size: Any, dtype: dtype | None = None, device: str | device | None = None) -> Tensor:
     return _fill(size, lambda: 1.0, dtype, device)
+
+
+def empty(*size: Any, dtype: dtype | None = None, device: str | device | None = None) -> Tensor:
+    return _fill(size, lambda: math.nan, dtype, device)
 
 
 def zeros(*size: Any, dtype: dtype | None = None, device: str | device | None = None) -> Tensor:
