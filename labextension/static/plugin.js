@@ -187,6 +187,7 @@ async function restart(panel, kernel, order, modules) {
   await session.restartKernel();
   if (!session.isReady) {
     // It reports a failure nowhere else.
+    await recover(panel, kernel, order.output);
     throw new Error('the front end could not restart the kernel');
   }
   if (panel.isDisposed) {
@@ -194,6 +195,27 @@ async function restart(panel, kernel, order, modules) {
   }
   replaceOutput(panel, order.output, order.after);
   await runQuietly(panel, placeCell(panel, anchor, order.verification), modules);
+}
+
+/**
+ * Have a connection whose restart failed speak and show again; the kernel has other ways to go.
+ *
+ * @param {NotebookPanel} panel
+ * @param {IKernelConnection} kernel
+ * @param {string} id Of the output that asked.
+ */
+async function recover(panel, kernel, id) {
+  // It has forgotten which outputs are updated by which id.
+  kernel.iopubMessage.connect((_, message) => {
+    if (message.header.msg_type === 'update_display_data') {
+      const { data, transient } = /** @type {any} */ (message.content);
+      if (transient?.display_id === id && !panel.isDisposed) {
+        replaceOutput(panel, id, data);
+      }
+    }
+  });
+  // Else it waits for the restart to end, and sends nothing meanwhile.
+  await kernel.reconnect();
 }
 
 // ------------------------------------------------------------------------------------------ outputs
@@ -378,7 +400,7 @@ function addCommand(app, tracker, palette, translator, modules) {
   const language = () => tracker.currentWidget?.content.model?.defaultKernelLanguage;
   app.commands.addCommand(CommandIDs.openPicker, {
     label: words.__('PyTorch Environment…'),
-    caption: words.__('Choose, install and verify PyTorch for this notebook’s kernel'),
+    caption: words.__("Choose, install and verify PyTorch for this notebook's kernel"),
     icon: args => (args.isPalette || args.isMenu ? undefined : icon),
     isEnabled: () =>
       tracker.currentWidget !== null && ['python', ''].includes(language() ?? ''),
