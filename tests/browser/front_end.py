@@ -85,15 +85,18 @@ _CELL_SELECTOR = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-Cell"
 # JupyterLab's splash screen covers the page while it loads and at each change of the theme.
 _UNCOVERED = "document.getElementById('jupyterlab-splash') === null"
 
-_READY = f"""path => {{
+_OPEN = f"""path => {{
   const panel = {_PANEL};
   return {_UNCOVERED}
     && panel !== null && panel.context.path === path
-    && panel.context.isReady && panel.sessionContext.isReady
-    && panel.sessionContext.session?.kernel?.status === 'idle'
+    && panel.context.isReady && panel.sessionContext.session?.kernel
     && panel.content.widgets.length === panel.content.model.cells.length
     && panel.content.widgets.every(cell => cell.isAttached);
 }}"""
+
+_READY = f"""path => ({_OPEN})(path)
+  && {_PANEL}.sessionContext.isReady
+  && {_PANEL}.sessionContext.session.kernel.status === 'idle'"""
 
 _CELLS = f"""() => {_PANEL}.content.widgets.map(cell => {{
   const model = cell.model;
@@ -404,10 +407,13 @@ class FrontEndPage(ABC):
             self._own_context = None
 
     @_in_browser
-    def reload(self, timeout: float = 60) -> None:
-        """Load the page again, as F5 does, and wait until the kernel is idle."""
+    def reload(self, timeout: float = 60, *, idle: bool = True) -> None:
+        """Load the page again, as F5 does, and wait until the kernel is idle, or just there."""
         self.page.reload()
-        self.wait_until_ready(timeout)
+        if idle:
+            self.wait_until_ready(timeout)
+        else:
+            self._wait_for(_OPEN, "the notebook with a kernel", timeout, self.notebook)
 
     @_in_browser
     def wait_until_ready(self, timeout: float = 60) -> None:
@@ -597,6 +603,14 @@ class FrontEndPage(ABC):
         """Return whether the notebook has edits that are not saved."""
         dirty: bool = self.page.evaluate(f"() => {_PANEL}.context.model.dirty")
         return dirty
+
+    @_in_browser
+    def rename(self, notebook: str) -> None:
+        """Give the notebook another name in its folder, as the menu's command does."""
+        self.page.evaluate(
+            f"async name => {{ await {_PANEL}.context.rename(name); }}", notebook.rsplit("/", 1)[-1]
+        )
+        self.notebook = notebook
 
     # --- kernel -----------------------------------------------------------------------------------
 
