@@ -18,6 +18,9 @@ from nbformat import NotebookNode
 from tests.kernels import SECONDS
 from tests.standin import make_wheel
 from tests.workplace import Workplace, outputs_of
+from torchenv_magic.notebook.verification_table import VERIFICATION_MIME
+from torchenv_magic.serialization import from_json
+from torchenv_magic.verification import Verification
 
 LOAD = "%load_ext torchenv_magic"
 INSTALL = "%torchenv install cpu"
@@ -86,6 +89,23 @@ def test_all_words_and_the_picker_in_one_pass(workplace: Workplace) -> None:
     # Nothing to do: no word about it but the proof.
     assert outputs_of(notebook, 3).strip().startswith("PyTorch works\n")
     assert "torch 2.13.0+cpu, as asked for" in outputs_of(notebook, 4)
+
+
+def test_saved_notebook_holds_the_verification_for_programs_too(workplace: Workplace) -> None:
+    notebook = execute(workplace, LOAD, INSTALL, "%torchenv verify")
+    path = workplace.directory / "saved.ipynb"
+    nbformat.write(notebook, path)
+    saved = nbformat.read(path, as_version=4)
+    nbformat.validate(saved)
+    for index in (1, 2):
+        found = [
+            from_json(Verification, output["data"][VERIFICATION_MIME])
+            for output in saved.cells[index].outputs
+            if VERIFICATION_MIME in output.get("data", {})
+        ]
+        assert [each.torch for each in found] == ["2.13.0+cpu"]
+        assert found[0].passed
+        assert str(found[0]) in outputs_of(saved, index)
 
 
 def test_what_is_imported_and_then_replaced_is_an_error_once(workplace: Workplace) -> None:

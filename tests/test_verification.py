@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import packaging
 import pytest
@@ -28,6 +29,7 @@ from torchenv_magic.errors import VerificationError
 from torchenv_magic.expectation import Expectation
 from torchenv_magic.serialization import from_json, to_json
 from torchenv_magic.verification import Check, Verification, verify
+from torchenv_magic.verification.facts import os_release_name, shortened, told_variables
 from torchenv_magic.verification.report import (
     ExtensionFindings,
     Findings,
@@ -483,13 +485,25 @@ def test_torchvision_of_another_torch(lab: Lab) -> None:
     assert failure.hint.startswith("`%torchenv install torch torchvision`")
 
 
-def test_torchvision_that_does_not_import(lab: Lab) -> None:
+def test_torchvision_of_another_build_that_does_not_import(lab: Lab) -> None:
     lab.add("cpu", "torch")
     lab.add("cu126", "torchvision")
-    assert only_failure(lab.verify()).message == (
-        "torchvision can't be imported: "
-        "RuntimeError: made torchvision 0.28.0+cu126 beside torch 2.13.0+cpu"
+    failure = only_failure(lab.verify())
+    assert (
+        failure.message == "torchvision 0.28.0+cu126 is built for CUDA 12.6, and torch for CPU only"
     )
+    assert failure.hint.startswith("`%torchenv install torch torchvision`")
+
+
+def test_torchvision_that_fits_and_does_not_import_is_for_the_doctor(lab: Lab) -> None:
+    lab.add("cpu", "torch", "torchvision")
+    lab.change("torchvision/__init__.py", "if torch", "import module_that_is_missing\nif torch")
+    failure = only_failure(lab.verify())
+    assert failure.message == (
+        "torchvision can't be imported: "
+        "ModuleNotFoundError: No module named 'module_that_is_missing'"
+    )
+    assert failure.hint.startswith("`%torchenv doctor`")
 
 
 def test_torchaudio_of_another_build_that_imports(lab: Lab) -> None:
@@ -523,6 +537,155 @@ def test_metadata_without_its_files(lab: Lab) -> None:
     assert only_failure(lab.verify()).message == (
         "torch 2.13.0+cpu is registered as installed, and its files are missing"
     )
+
+
+# ----------------------------------------------------------------------------------- the self-test
+
+CONVOLVE = ("torch/nn/functional.py", "    if input.dtype is not weight.dtype:\n")
+LEAD_BACK = ("torch/autograd.py", "    if outputs.shape != ():\n")
+FILL = ("torch/__init__.py", "    def fill_(self, value: Any) -> Tensor:\n")
+
+
+def put_first(lab: Lab, place: tuple[str, str], text: str) -> None:
+    """Let a function of the made torch do something first; `place` ends where that begins."""
+    module, line = place
+    indented = f"{line}        {text}\n" if line.endswith("Tensor:\n") else f"    {text}\n{line}"
+    lab.change(module, line, indented)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "old", "new"),
+    [
+        (
+            "convolution",
+            "torch/nn/functional.py",
+            "return type(input)(",
+            "values[7] += (str(input.dtype) == 'torch.float32') / 100\n    return type(input)(",
+        ),
+        (
+            "backward",
+            "torch/autograd.py",
+            "return (found,)",
+            "return (found * (1 + (str(found.dtype) == 'torch.float32') / 100),)",
+        ),
+        ("bfloat16", "torch/__init__.py", "bits += 0x7FFF", "bits += 0x90000"),
+        (
+            "memory",
+            "torch/__init__.py",
+            "self._values = Tensor([value]",
+            "value = 1.499\n        self._values = Tensor([value]",
+        ),
+    ],
+    ids=["convolution", "backward", "bfloat16", "memory"],
+)
+def test_step_that_gives_a_wrong_result_is_caught_and_only_that(
+    lab: Lab, name: str, module: str, old: str, new: str
+) -> None:
+    lab.add("cpu", "torch")
+    lab.change(module, old, new)
+    found = lab.verify()
+    failure = only_failure(found)
+    assert failure.name == name
+    assert "off by" in failure.message
+    assert failure.hint
+    # What is right stays so: only float32, or only bfloat16, was wrong.
+    assert [step.name for step in found.self_test if not step.is_right] == [name]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "words"),
+    [
+        (CONVOLVE, "convolution", "a convolution"),
+        (LEAD_BACK, "backward", "a backward pass"),
+        (FILL, "memory", "a block of memory"),
+    ],
+)
+def test_step_that_raises_is_a_failed_check_and_the_others_are_tried(
+    lab: Lab, place: tuple[str, str], name: str, words: str
+) -> None:
+    lab.add("cpu", "torch")
+    put_first(lab, place, "raise RuntimeError('CUDNN_STATUS_NOT_INITIALIZED')")
+    found = lab.verify()
+    assert only_failure(found).message == (
+        f"{words} on cpu failed: RuntimeError: CUDNN_STATUS_NOT_INITIALIZED"
+    )
+    assert found.hint.startswith("`%torchenv doctor`")
+    assert outcome(found) == {"installation": True, "import": True, **SELF_TEST, name: False}
+
+
+def test_steps_that_fail_for_one_reason_are_told_once(lab: Lab) -> None:
+    lab.add("cpu", "torch")
+    for place in (CONVOLVE, LEAD_BACK, FILL):
+        put_first(lab, place, "raise RuntimeError('CUDA error: unspecified launch failure')")
+    assert only_failure(lab.verify()).message == (
+        "a convolution, a backward pass and a block of memory on cpu failed: "
+        "RuntimeError: CUDA error: unspecified launch failure"
+    )
+
+
+def test_crash_of_a_step_leaves_what_was_found_before(lab: Lab) -> None:
+    lab.add("cpu", "torch")
+    put_first(lab, CONVOLVE, "import os; os.abort()")
+    found = lab.verify()
+    assert outcome(found) == {
+        "installation": True,
+        "import": True,
+        "product": True,
+        "process": False,
+    }
+    assert "at `a convolution on cpu`" in only_failure(found).message
+
+
+SHORT = "from torchenv_magic.verification import probe; probe.SELF_TEST_SECONDS = 0.5"
+
+
+def test_step_that_does_not_come_back_is_a_failed_check_and_ends_the_self_test(lab: Lab) -> None:
+    lab.add("cpu")
+    put_first(lab, CONVOLVE, "import time; time.sleep(60)")
+    start = time.perf_counter()
+    found = lab.verify_in_process(SHORT)
+    assert only_failure(found).name == "convolution"
+    assert found.hint.startswith("see in the system's list of processes what keeps the device busy")
+    assert outcome(found) == {
+        "installation": True,
+        "import": True,
+        "product": True,
+        "convolution": False,
+        "self-test": None,
+        "torchvision": True,
+        "torchaudio": True,
+    }
+    assert "\nNote         a backward pass, a bfloat16 product and a block of memory " in str(found)
+    assert "\nChecks       5 of 6 passed\n" in str(found)
+    assert time.perf_counter() - start < 30
+
+
+@POSIX
+def test_interrupt_ends_the_self_test(lab: Lab) -> None:
+    lab.add("cpu", "torch")
+    put_first(lab, CONVOLVE, "import os, signal, time; os.kill(os.getpid(), 2); time.sleep(60)")
+    start = time.perf_counter()
+    said = lab.run("try:\n    tried()\nexcept KeyboardInterrupt:\n    print('interrupted')\n")
+    assert said == "interrupted\n"
+    assert time.perf_counter() - start < 30
+
+
+def test_torch_without_bfloat16_works_and_says_so(lab: Lab) -> None:
+    lab.add("cpu", "torch")
+    lab.change("torch/__init__.py", "bfloat16 = dtype(", "_bfloat16 = dtype(")
+    lab.change("torch/__init__.py", "if dtype is bfloat16", "if dtype is _bfloat16")
+    lab.change("torch/__init__.py", '    "bfloat16",\n', "")
+    found = lab.verify()
+    assert found.passed
+    assert outcome(found)["bfloat16"] is None
+    assert "\nNote         a bfloat16 product was not tried: this torch has none\n" in str(found)
+    assert "\nChecks       6 of 6 passed\n" in str(found)
+
+
+def test_self_test_leaves_no_thread(lab: Lab) -> None:
+    lab.add("cpu", "torch")
+    said = lab.run("import threading; tried(); print(threading.active_count())")
+    assert said == "1\n"
 
 
 # -------------------------------------------------------------------------------------- in process
@@ -617,24 +780,44 @@ def test_real_torch_passes(real_lab: Lab) -> None:
     assert found.passed, str(found)
     assert (found.torch, found.backend, found.device) == ("2.13.0+cpu", Backend("cpu"), "cpu")
     assert found.notes == ()
+    assert [step.name for step in found.self_test if step.is_right] == list(SELF_TEST)
+    memory = found.self_test[-1]
+    assert memory.total_bytes is None or memory.total_bytes >= (memory.free_bytes or 0) > 0
 
 
 @pytest.mark.real_wheel
-def test_settings_of_the_session_neither_spoil_the_product_nor_change(real_lab: Lab) -> None:
+def test_settings_of_the_session_neither_spoil_the_self_test_nor_change(real_lab: Lab) -> None:
     said = real_lab.run(
         "import torch\n"
         "cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul\n"
         "def settings():\n"
         "    return (cuda.fp32_precision, cpu.fp32_precision, torch.get_default_dtype(),\n"
-        "            torch.get_default_device(), torch.get_rng_state().tolist())\n"
+        "            torch.get_default_device(), torch.get_rng_state().tolist(),\n"
+        "            torch.is_grad_enabled(), torch.is_inference_mode_enabled(),\n"
+        "            torch.is_autocast_enabled('cpu'), torch.get_deterministic_debug_mode(),\n"
+        "            torch.backends.cudnn.conv.fp32_precision, torch.backends.fp32_precision)\n"
         "def tell():\n"
         "    before = settings(); found = tried(); print(found.passed, settings() == before)\n"
         "torch.set_float32_matmul_precision('medium'); tell()\n"
         # From here on `torch.get_float32_matmul_precision` raises.
         "cuda.fp32_precision = 'ieee'; cpu.fp32_precision = 'tf32'; tell()\n"
         "torch.set_default_dtype(torch.float64); torch.set_default_device('meta'); tell()\n"
+        "torch.set_default_device(None); torch.use_deterministic_algorithms(True)\n"
+        "with torch.inference_mode(), torch.autocast('cpu'): tell()\n"
+        "with torch.no_grad(): tell()\n"
     )
-    assert said == "True True\n" * 3
+    assert said == "True True\n" * 5
+
+
+@pytest.mark.real_wheel
+def test_precision_that_is_set_for_all_later_still_reaches_products(real_lab: Lab) -> None:
+    """A setting that was read and written back would no longer follow the one above it."""
+    said = real_lab.run(
+        "import torch\n"
+        "tried(); torch.backends.fp32_precision = 'tf32'\n"
+        "print(torch.backends.cuda.matmul.fp32_precision)\n"
+    )
+    assert said == "tf32\n"
 
 
 # --------------------------------------------------------------------- judging what a GPU has told
@@ -706,6 +889,67 @@ def test_gpu_without_code_in_the_build_is_told_apart_from_other_failures() -> No
     )
     assert product.message == f"a matrix product on cuda:0 failed: {NO_IMAGE}"
     assert found.hint == "`%torchenv` recommends a build that has code for this GPU"
+
+
+@pytest.mark.parametrize(
+    ("step", "fields", "hint"),
+    [
+        (
+            Step(name="memory", failure="OutOfMemoryError: CUDA out of memory."),
+            {},
+            "free memory: `nvidia-smi` shows",
+        ),
+        (
+            Step(name="memory", failure="OutOfMemoryError: HIP out of memory."),
+            {"hip": "6.2"},
+            "free memory: `rocm-smi --showpids` shows",
+        ),
+        (
+            Step(name="convolution", failure="RuntimeError: cuDNN error"),
+            {},
+            "`%torchenv doctor` tells",
+        ),
+        (
+            Step(name="convolution", overdue=True),
+            {},
+            "see in `nvidia-smi` what keeps the device busy",
+        ),
+        (
+            Step(name="convolution", overdue=True),
+            {"hip": "6.2"},
+            "restart the kernel and run `%torchenv verify` once more",
+        ),
+        (
+            Step(name="backward", overdue=True),
+            {"device": "xpu:0"},
+            "see in `xpu-smi ps` what keeps",
+        ),
+        (Step(name="bfloat16", difference=9.0, bound=1.0), {}, "do not trust this build's results"),
+        (Step(name="memory", difference=9.0, bound=0.0), {}, "restart the machine"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Step) else "",
+)
+def test_each_failure_of_a_device_has_its_cure(
+    step: Step, fields: dict[str, Any], hint: str
+) -> None:
+    steps = tuple(step if each.name == step.name else each for each in GPU.steps)
+    found = judge(dataclasses.replace(GPU, steps=steps, **fields), HERE, None)
+    assert only_failure(found).name == step.name
+    assert found.hint.startswith(hint)
+
+
+def test_memory_of_the_device_is_told() -> None:
+    assert "\nDevice       cuda:0, NVIDIA GeForce RTX 4090, 22.0 of 24.0 GiB free\n" in str(
+        judge(GPU, HERE, CU130)
+    )
+
+
+def test_gpu_that_is_older_than_bfloat16_is_told_and_works() -> None:
+    why = "it begins with compute capability 8.0, and this GPU has 7.5"
+    steps = (*GPU.steps[:3], Step(name="bfloat16", absent=why), GPU.steps[4])
+    found = judge(dataclasses.replace(GPU, steps=steps), HERE, CU130)
+    assert found.passed
+    assert f"\nNote         a bfloat16 product was not tried: {why}\n" in str(found)
 
 
 def test_product_has_the_last_word_about_the_first_gpu() -> None:
@@ -782,6 +1026,70 @@ def test_code_runs_on_its_generation_and_ptx_on_every_later_one(
     architectures: list[str], capability: tuple[int, int], *, has: bool
 ) -> None:
     assert has_code_for(architectures, capability) is has
+
+
+# --------------------------------------------------------------------------- what an issue is told
+
+
+def test_facts_for_an_issue_are_told_in_the_text(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(Path.home() / "lib"))
+    lab.add("cpu")
+    text = str(lab.verify())
+    for line in (
+        r"System       \S.*",
+        r"Processor    \S.*",
+        r"Accelerator  \S.*",
+        r"Packages     torch 2\.13\.0\+cpu, torchvision 0\.28\.0\+cpu, torchaudio 2\.11\.0\+cpu",
+        r"Variables    .*PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.*",
+    ):
+        assert re.search(f"^{line}$", text, re.MULTILINE), text
+    assert f"LD_LIBRARY_PATH=~{os.sep}lib" in text
+
+
+def test_variables_that_are_told_are_those_that_matter_and_bounded() -> None:
+    environ = {
+        "HF_TOKEN": "hf_s3cret",
+        "CUDA_VISIBLE_DEVICES": "",
+        "LD_LIBRARY_PATH": "/opt/lib:" * 100,
+        "OMP_NUM_THREADS": "4\n\x1b[31m",
+    }
+    told = told_variables(environ)
+    assert "s3cret" not in told
+    assert "\n" not in told
+    assert "\x1b" not in told
+    assert told.startswith("CUDA_VISIBLE_DEVICES=, OMP_NUM_THREADS=4 [31m, LD_LIBRARY_PATH=/opt/")
+    assert len(told) < 500
+
+
+@POSIX
+def test_home_directory_is_told_as_a_tilde_wherever_a_path_begins_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    text = "/home/ada/lib:/home/adam/lib:/srv/home/ada/x '/home/ada' /home/ada"
+    assert shortened(text) == "~/lib:/home/adam/lib:/srv/home/ada/x '~' ~"
+
+
+def test_failure_tells_no_home_directory(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(lab.environment.prefix))
+    lab.add("cpu", "torch")
+    lab.add_to_torch("import os; raise ImportError(os.environ['HOME'] + '/lib/libcudnn.so.9')")
+    assert only_failure(lab.verify()).message.endswith("ImportError: ~/lib/libcudnn.so.9")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('NAME=x\nPRETTY_NAME="Ubuntu 24.04.1 LTS"\nID=ubuntu\n', "Ubuntu 24.04.1 LTS"),
+        ("PRETTY_NAME='Alpine Linux v3.20'", "Alpine Linux v3.20"),
+        ("PRETTY_NAME=Void\n", "Void"),
+        ('PRETTY_NAME="evil\x1b[31m"\n', ""),
+        ("ID=debian\n", ""),
+    ],
+)
+def test_name_of_the_system_is_its_own(text: str, name: str) -> None:
+    assert os_release_name(text) == name
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from torchenv_magic.notebook.rendering import block_html, facts_html, log_html, words_html
+from torchenv_magic.notebook.rendering import (
+    block_html,
+    facts_html,
+    log_html,
+    title_html,
+    words_html,
+)
 from torchenv_magic.serialization import to_json
 from torchenv_magic.verification import Verification
 
@@ -30,18 +36,23 @@ def verification_data(verification: Verification) -> dict[str, Any]:
 
 def verification_html(verification: Verification, *, lead: str = "") -> str:
     """Return the proof: what runs where, what was computed, and what was asked against what is."""
-    title = "PyTorch works" if verification.passed else "PyTorch does not work as asked"
-    tone = "good" if verification.passed else "bad"
-    head, *lines = str(verification).splitlines()
-    rows: list[tuple[str, str]] = []
-    for line in lines:
-        name, text = line[:13].strip(), line[13:]
-        mark = {"Passed": "good", "Failed": "bad"}.get(name)
-        word = f"<span class='torchenv-{mark}'>{escape(name)}</span>" if mark else escape(name)
-        rows.append((word, words_html(text)))
+    rows = [(_titled(name), words_html(text)) for name, text in verification.rows]
     return block_html(
         f"<p class='torchenv-quiet'>{words_html(lead)}</p>" if lead else "",
-        f"<p class='torchenv-title torchenv-{tone}'>{escape(title or head)}</p>",
+        title_html(verification.title, tone="good" if verification.passed else "bad"),
         facts_html(rows),
+        _machine_html(verification),
         log_html(verification.detail.splitlines(), title="what Python said"),
     )
+
+
+def _titled(name: str) -> str:
+    return f"<strong class='torchenv-bad'>{name}</strong>" if name == "Failed" else escape(name)
+
+
+def _machine_html(verification: Verification) -> str:
+    """Return what only who reads an issue asks for, folded."""
+    if not verification.facts:
+        return ""
+    rows = [(escape(fact.name), escape(fact.value)) for fact in verification.facts]
+    return f"<details><summary>for an issue</summary>{facts_html(rows)}</details>"

@@ -61,7 +61,8 @@ def told_variables(environ: Mapping[str, str]) -> str:
     told = []
     for name in _VARIABLES:
         if name in environ:
-            value = shortened(" ".join(environ[name].split()))
+            plain = "".join(c if c.isprintable() else " " for c in environ[name])
+            value = shortened(" ".join(plain.split()))
             told.append(f"{name}={value[:_LONGEST]}{'…' if len(value) > _LONGEST else ''}")
     return ", ".join(told)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterable
@@ -638,12 +639,12 @@ def _versions(installed: dict[str, tuple[str | None, ...]], expectation: Expecta
         if not row.agrees
     ]
     if wrong:
+        wanted = shlex.join(expectation.requirements)
         return Check(
             name="versions",
             passed=False,
             message="; ".join(wrong),
-            hint=f"`%torchenv install {expectation.backend} {' '.join(expectation.requirements)}` "
-            "puts it right",
+            hint=f"`%torchenv install {expectation.backend} {wanted}` puts it right",
         )
     there = _list([f"{row.name} {row.installed}" for row in rows])
     return Check(name="versions", passed=True, message=f"{there}, as asked for")
@@ -680,7 +681,10 @@ def _device(
         names = _list([name for name, _ in findings.devices])
         return [Check(name="device", passed=True, message=f"PyTorch sees {names}")]
     if findings.hidden_by is not None:
-        reason, hint = f": {findings.hidden_by} hides it", "unset that variable"
+        reason, hint = (
+            f": {findings.hidden_by} hides it",
+            "unset that variable, and restart the kernel",
+        )
     else:
         reason = f": {findings.device_failure}" if findings.device_failure else ""
     message = f"PyTorch finds no {words} here{reason}"
@@ -838,32 +842,35 @@ def _extensions(findings: Findings) -> list[Check]:
     checks = []
     for extension in findings.extensions:
         called = f"{extension.name} {extension.version or ''}".strip()
-        wrong = _extension_fault(extension, called, findings)
-        message = wrong or f"{called} belongs to this torch and imports"
-        hint = f"`%torchenv install torch {extension.name}` installs the two that belong together"
-        checks.append(
-            Check(
-                name=extension.name,
-                passed=wrong is None,
-                message=message,
-                hint=hint if wrong else "",
+        mismatch = _mismatch(extension, called, findings)
+        if mismatch is not None:
+            hint = (
+                f"`%torchenv install torch {extension.name}` installs the two that belong together"
             )
-        )
+            checks.append(Check(name=extension.name, passed=False, message=mismatch, hint=hint))
+        elif extension.failure is not None:
+            message = f"{extension.name} can't be imported: {extension.failure}"
+            checks.append(
+                Check(name=extension.name, passed=False, message=message, hint=DOCTOR_HINT)
+            )
+        else:
+            message = f"{called} belongs to this torch and imports"
+            checks.append(Check(name=extension.name, passed=True, message=message))
     return checks
 
 
-def _extension_fault(extension: ExtensionFindings, called: str, findings: Findings) -> str | None:
+def _mismatch(extension: ExtensionFindings, called: str, findings: Findings) -> str | None:
     torch = findings.torch_version or ""
     for text in extension.requires:
         needed = _torch_requirement(text)
         if needed is not None and not needed.specifier.contains(torch, prereleases=True):
             return f"{called} needs torch{needed.specifier}, and torch is {torch}"
-    if extension.failure is not None:
-        return f"{extension.name} can't be imported: {extension.failure}"
-    ours = backend_of_torch_version(extension.version or "")
-    theirs = backend_of_torch_version(torch)
+    # What can't be imported doesn't say its version; its metadata does.
+    installed = next(iter(dict(findings.installed).get(extension.name, ())), None)
+    version = extension.version or installed or ""
+    ours, theirs = backend_of_torch_version(version), backend_of_torch_version(torch)
     if ours is not None and theirs is not None and ours != theirs:
-        return f"{called} is built for {ours.label}, and torch for {theirs.label}"
+        return f"{extension.name} {version} is built for {ours.label}, and torch for {theirs.label}"
     return None
 
 
@@ -880,11 +887,17 @@ def _torch_requirement(text: str) -> Requirement | None:
 
 def _unfinished(ended: str, stage: str) -> Check:
     at = f" at `{stage}`" if stage and stage != "done" else ""
+    if "could not be started" in ended:
+        hint = "make this environment anew, or choose another one as this notebook's kernel"
+    elif "did not finish" in ended:
+        hint = "see what keeps the disk or the device busy, then run `%torchenv verify` once more"
+    else:
+        hint = DOCTOR_HINT
     return Check(
         name="process",
         passed=False,
         message=f"The process that tried PyTorch {ended}{at}",
-        hint="`%torchenv` shows which builds fit this machine",
+        hint=hint,
     )
 
 
