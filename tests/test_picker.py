@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from tests.fleet import machines
 from torchenv_magic.accelerators import detect
 from torchenv_magic.notebook.front_end import FrontEnd
-from torchenv_magic.notebook.picker import Picker
+from torchenv_magic.notebook.picker import Picker, open_picker
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the stand-in for nvidia-smi is a script"
@@ -42,38 +42,65 @@ def picker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Picker]:
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(ipython_dir=str(tmp_path / "ipython"))
-    picker = Picker(shell, FrontEnd(kind="jupyter", reason="a test"))
-    until(lambda: picker.status is not None and picker._filled != ())
+    picker = open_picker(shell, FrontEnd(kind="jupyter", reason="a test"))
+    until(lambda: picker.state == "ready")
     yield picker
     InteractiveShell.clear_instance()
 
 
 def plan(picker: Picker) -> None:
-    picker._show_plan.click()
+    picker.view.secondary.click()
     until(lambda: picker.job is None)
 
 
 def test_build_follows_the_packages_where_nobody_has_chosen_one(picker: Picker) -> None:
-    assert str(picker._choice.value) == "cu132"
+    assert str(picker.view.choice.value) == "cu132"
 
-    picker._audio.value = True  # which the index of cu132 does not have
+    picker.view.audio.value = True  # which the index of cu132 does not have
     plan(picker)
 
-    assert str(picker._choice.value) == "cu130"
-    assert picker._audio.value
+    assert str(picker.view.choice.value) == "cu130"
+    assert picker.view.audio.value
 
 
 def test_build_follows_the_version_where_nobody_has_chosen_one(picker: Picker) -> None:
-    picker._version.value = "2.9.1"
+    picker.view.version.value = "2.9.1"
     plan(picker)
 
-    assert str(picker._choice.value) == "cu130"
-    assert picker._version.value == "2.9.1"
+    assert str(picker.view.choice.value) == "cu130"
+    assert picker.view.version.value == "2.9.1"
 
 
 def test_build_that_was_chosen_by_hand_stays(picker: Picker) -> None:
-    picker._choice.value = next(value for _, value in picker._choice.options if str(value) == "cpu")
-    picker._version.value = "2.9.1"
+    options = picker.view.choice.options
+    picker.view.choice.value = next(value for _, value in options if str(value) == "cpu")
+    picker.view.version.value = "2.9.1"
     plan(picker)
 
-    assert str(picker._choice.value) == "cpu"
+    assert str(picker.view.choice.value) == "cpu"
+
+
+def test_every_build_in_the_list_has_its_reason_and_the_recommended_is_the_first(
+    picker: Picker,
+) -> None:
+    assert picker.status is not None
+    reasons = {item.backend: item.reason for item in picker.status.selection.alternatives}
+    listed = [(label.splitlines(), value) for label, value in picker.view.choice.options]
+
+    assert listed[0][1] == picker.status.selection.backend
+    assert listed[0][0][0].endswith("— recommended")
+    assert [lines[1] for lines, _ in listed] == [reasons[value] for _, value in listed]
+
+
+def test_a_second_picker_of_a_kernel_is_the_first_one(picker: Picker) -> None:
+    again = open_picker(picker._shell, FrontEnd(kind="jupyter", reason="a test"))
+
+    assert again is picker
+
+
+def test_a_front_end_that_restarts_nothing_is_promised_no_restart(picker: Picker) -> None:
+    assert picker.view.primary.description == "Install and restart kernel"
+
+    open_picker(picker._shell, FrontEnd(kind="vscode", reason="a test"))
+
+    assert picker.view.primary.description == "Install"

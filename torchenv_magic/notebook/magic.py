@@ -90,12 +90,11 @@ def _picker(shell: InteractiveShell, words: Words) -> Status | None:
     if front_end.can_display_widgets is not False:
         try:
             # ipywidgets takes a tenth of a second to import: only the picker pays for it.
-            from torchenv_magic.notebook.picker import Picker
+            from torchenv_magic.notebook.picker import open_picker
         except ImportError as error:
             reason = f"ipywidgets can't be imported ({error})"
         else:
-            picker = Picker(shell, front_end)
-            picker.show()
+            open_picker(shell, front_end)
             _place_verification_cell(shell, front_end)
             return None
     elif front_end.kind == "jupyter":

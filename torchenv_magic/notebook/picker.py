@@ -1,53 +1,62 @@
 """The picker: what is here, what is chosen and why, what else there is, what it costs, one button.
 
-Plain ipywidgets, so that it works wherever these do. The widgets are a view: what can be done is
-in `Job`, what is known in `Status`. Nothing is fetched or changed before a click.
+Plain ipywidgets, so that it works wherever these do. What can be done is in `Job`, what is known in
+`PickerModel`, what is on the screen in `picker_look` and `picker_view`; here they meet. Nothing is
+fetched or changed before a click.
+
+A kernel has one picker. Where it is opened again, in another cell or by a page that was loaded
+again, the same one is shown: it finds the install that runs, and there are never two.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
-import ipywidgets as widgets
 from IPython.display import display
 
-from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import is_stale
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
 from torchenv_magic.expectation import read_expectation
-from torchenv_magic.installation.plan import Plan
+from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError
+from torchenv_magic.installation.uv import find_uv
 from torchenv_magic.notebook.after_restart import fresh_kernel_code
-from torchenv_magic.notebook.front_end import FrontEnd
+from torchenv_magic.notebook.front_end import FrontEnd, read_session
 from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job, expected
-from torchenv_magic.notebook.plugin import OUTPUT_MIME
-from torchenv_magic.notebook.rendering import (
-    STYLE,
-    alternatives_html,
-    changes_html,
-    facts_html,
-    log_html,
-    message_html,
-    progress_words,
-    status_html,
-    status_rows,
-    words_html,
+from torchenv_magic.notebook.picker_look import (
+    BUSY,
+    EDITABLE,
+    PickerModel,
+    PickerState,
+    choices,
+    look,
+    obstacle,
+    state_of_error,
+    state_of_job,
 )
-from torchenv_magic.notebook.restart import Restart, RungChoice
-from torchenv_magic.notebook.session import describe_session
-from torchenv_magic.notebook.verification_table import verification_html
-from torchenv_magic.selection import Alternative, Request
+from torchenv_magic.notebook.picker_view import PickerView
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
+from torchenv_magic.notebook.rendering import message_html, status_html
+from torchenv_magic.notebook.restart import (
+    Restart,
+    RungChoice,
+    colab_restart_button,
+    how_to_restart,
+)
+from torchenv_magic.notebook.session import SessionEffects, describe_session
+from torchenv_magic.notebook.verification_table import verification_bundle
+from torchenv_magic.selection import Request
 from torchenv_magic.status import Status, read_status
 from torchenv_magic.verification import verify
 from torchenv_magic.words import parse_request
@@ -55,183 +64,163 @@ from torchenv_magic.words import parse_request
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Picker"]
+__all__ = ["Picker", "open_picker"]
 
 logger = logging.getLogger(__name__)
+
+Purpose = Literal["plan", "verify", "install"]
+"""What a click is for. `verify` is a plan that is expected to have nothing to do."""
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
 _REDRAW_SECONDS = 0.15
+# The second half of a double click, which is no wish to cancel what the first half began.
+_DOUBLE_CLICK_SECONDS = 0.4
 
-_INSTALL = "Install and restart kernel"
+_pickers: WeakKeyDictionary[Any, Picker] = WeakKeyDictionary()
 
-_PICKER_STYLE = """<style>
-.torchenv-picker {
-  border: 1px solid var(--jp-border-color2, #ccc); border-radius: 4px; box-sizing: border-box;
-  padding: 0.9rem 1.2rem 1.1rem; max-width: 46rem; gap: 0.8rem; container-type: inline-size;
-}
-.torchenv-picker .widget-html, .torchenv-picker .widget-html-content,
-.torchenv-picker .jupyter-widget-html {
-  height: auto; margin: 0; line-height: 1.5; width: 100%; white-space: normal;
-}
-.torchenv-picker .widget-box { overflow: visible; margin: 0; }
-.torchenv-picker .widget-radio, .torchenv-picker .widget-radio-box {
-  width: 100%; height: auto; margin: 0; padding: 0;
-}
-.torchenv-picker .widget-radio-box { display: flex; flex-direction: column; gap: 0.35rem; }
-.torchenv-picker .widget-radio-box label {
-  display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start;
-  gap: 0.6em; width: 100%; height: auto; margin: 0; padding: 0; line-height: 1.5;
-  white-space: normal; color: var(--jp-ui-font-color1, inherit);
-  font-size: var(--jp-ui-font-size1, 13px);
-}
-.torchenv-picker .widget-radio-box input {
-  position: relative; top: 0; flex: none; float: none; margin: 0;
-}
-.torchenv-picker .jupyter-button {
-  height: auto; min-height: 2.2em; margin: 0; padding: 0.3em 0.9em; line-height: 1.4;
-  white-space: normal;
-}
-.torchenv-picker
-  :is(.jupyter-button, input, summary, .jupyter-widget-Collapse-header):focus-visible {
-  /* ipywidgets takes the outline of text fields away, with !important. */
-  outline: 2px solid var(--jp-brand-color1, currentColor) !important; outline-offset: 2px;
-}
-.torchenv-picker :is(.widget-checkbox, .widget-text) { margin: 0; }
-.torchenv-picker :is(.widget-checkbox, .widget-text, .widget-radio-box) :is(label, span, input) {
-  font-family: inherit; font-size: var(--jp-ui-font-size1, 13px);
-  color: var(--jp-ui-font-color1, inherit);
-}
-.torchenv-picker .widget-checkbox label { display: flex; align-items: center; gap: 0.2em; }
-.torchenv-picker .widget-checkbox input { position: static; margin-top: 0; margin-bottom: 0; }
-.torchenv-picker .widget-text .widget-label { min-width: 8.2em; text-align: left; }
-.torchenv-row { display: flex; flex-flow: row wrap; gap: 0.6rem 1.2rem; align-items: center; }
-.torchenv-picker .widget-hprogress { width: 100%; height: 0.75em; margin: 0; }
-.torchenv-picker .widget-hprogress .progress {
-  position: static; width: 100%; height: 0.75em; margin: 0; border: 0;
-}
-.torchenv-picker .jupyter-widget-Collapse, .torchenv-picker .jupyter-widget-Collapse-contents {
-  border: 0; padding: 0; background: none; width: 100%;
-}
-.torchenv-picker .jupyter-widget-Collapse-header {
-  border: 0; padding: 0; background: none; font-weight: normal;
-  color: var(--jp-ui-font-color2, inherit);
-}
-</style>"""
+
+def open_picker(shell: InteractiveShell, front_end: FrontEnd) -> Picker:
+    """Show the picker of this kernel in the running cell; for the magic, in the main thread."""
+    picker = _pickers.get(shell)
+    if picker is None or picker.is_over:
+        picker = _pickers[shell] = Picker(shell, front_end)
+    picker.show(front_end)
+    return picker
 
 
 class Picker:
-    """One picker in one output. Make it and `show` it in the magic, while its cell runs."""
+    """One picker, in as many outputs as it was opened in."""
 
     def __init__(self, shell: InteractiveShell, front_end: FrontEnd) -> None:
-        self.display_id = f"torchenv-{uuid4().hex}"
-        self.status: Status | None = None
         self.job: Job | None = None
         self._shell = shell
         self._front_end = front_end
         self._restart = Restart(shell, front_end)
         self._interrupt = Interruptible(shell)
+        self._session: str | None = None
+        self._displays: list[str] = []
+        self._model = PickerModel()
+        self._effects = SessionEffects()
+        self._before: dict[str, str] = {}
+        self._stopping = False
+        self._began = 0.0
         self._redrawn = 0.0
         self._filled: tuple[object, ...] = ()
+        self._filling = False
         self._by_hand = False
-        self._offer: Plan | None = None
         self._built = threading.Event()
         self._looked = threading.Event()
         self._drawing = threading.RLock()
-        # First of all: it looks while the widgets are built.
-        threading.Thread(target=self._look, name="torchenv-detect", daemon=True).start()
-        self._build()
-
-    # ------------------------------------------------------------------------------------ drawing
-
-    def _build(self) -> None:
-        self._facts = widgets.HTML()
-        self._choice = widgets.RadioButtons(options=[], layout={"width": "100%"})
-        self._others = widgets.HTML()
-        self._vision = self._checkbox("torchvision")
-        self._audio = self._checkbox("torchaudio")
-        self._packages = _row(self._vision, self._audio)
-        self._version = widgets.Text(
-            placeholder="newest",
-            description="torch version",
-            tooltip="for example 2.13.0 or >=2.12,<2.14",
-            style={"description_width": "initial"},
-            layout={"width": "100%"},
+        # First of all: it looks while the widgets are made.
+        self._start_to_look()
+        self.view = PickerView(
+            on_primary=self._guarded(self._on_primary),
+            on_secondary=self._guarded(self._on_secondary),
+            on_restart=self._guarded(self._on_restart),
+            on_choice=self._guarded(self._on_choice),
+            on_fields=self._guarded(self._on_fields),
         )
-        self._more = widgets.Text(
-            placeholder="for example lightning transformers>=5",
-            description="more packages",
-            tooltip="more packages, as pip writes them",
-            style={"description_width": "initial"},
-            layout={"width": "100%"},
-        )
-        self._cost = widgets.HTML()
-        self._install = self._button(_INSTALL, self._on_install, primary=True)
-        self._show_plan = self._button("Show plan", self._on_plan)
-        self._cancel = self._button("Cancel", self._on_cancel)
-        self._use_offer = self._button("", self._on_offer, primary=True)
-        self._restart_now = self._button("Restart now", self._on_restart_now, primary=True)
-        self._keep = self._button("Keep the session", self._on_keep)
-        self._buttons = _row(self._install, self._show_plan)
-        self._bar = widgets.FloatProgress(min=0.0, max=1.0, value=0.0, layout={"width": "100%"})
-        self._words = widgets.HTML()
-        self._log = widgets.HTML()
-        self._log_box = widgets.Accordion(children=[self._log], titles=("Log",))
-        self._log_box.selected_index = None
-        self._choice.observe(self._on_choice, names="value")
-        self.widget = widgets.VBox([self._facts])
-        self.widget.add_class("torchenv-picker")
-        self._facts.value = _title("<p class='torchenv-quiet'>Looking at this machine…</p>")
+        self.view.draw(look(self._model))
         self._built.set()
 
-    def _checkbox(self, name: str) -> widgets.Checkbox:
-        return widgets.Checkbox(description=name, indent=False, layout={"width": "auto"})
+    @property
+    def status(self) -> Status | None:
+        """What the last look found."""
+        return self._model.status
 
-    def _button(
-        self, text: str, on_click: Callable[[], None], *, primary: bool = False
-    ) -> widgets.Button:
-        button = widgets.Button(
-            description=text,
-            button_style="primary" if primary else "",
-            layout={"width": "auto"},
+    @property
+    def state(self) -> PickerState:
+        """How things stand."""
+        return self._model.state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether what came of it stands in its place."""
+        return self._model.state == "over"
+
+    # ------------------------------------------------------------------------------------ showing
+
+    def show(self, front_end: FrontEnd) -> None:
+        """Display the picker; it fills itself in where the machine is slow to look at."""
+        self._front_end = front_end
+        self._restart = Restart(self._shell, front_end)
+        self._set(restarts=front_end.kind == "jupyter")
+        if self._displays and self._is_idle:
+            self._start_to_look()
+        self._looked.wait(_WAIT_FOR_STATUS_SECONDS)
+        with self._drawing:
+            self._displays.append(f"torchenv-{uuid4().hex}")
+            self._display(self._displays[-1], self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        """Return the widget with what stands in its place in a saved notebook."""
+        status = self.status
+        return {
+            **self.view.root._repr_mimebundle_(),
+            "text/plain": str(status) if status else "PyTorch for this kernel",
+            "text/html": status_html(status) if status else message_html("PyTorch for this kernel"),
+        }
+
+    def _display(self, display_id: str, bundle: dict[str, Any], *, update: bool = False) -> None:
+        marked = {**bundle, OUTPUT_MIME: {"id": display_id}}
+        display(  # type: ignore[no-untyped-call]
+            marked, raw=True, display_id=display_id, update=update
         )
 
-        def clicked(_: object) -> None:
+    def _set(self, **changes: Any) -> None:  # noqa: ANN401  (as `replace` takes them)
+        # The widgets are made in the magic's thread while the first look runs in its own.
+        self._built.wait()
+        with self._drawing:
+            self._model = replace(self._model, **changes)
+            self.view.draw(look(self._model))
+
+    def _guarded(self, step: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
             try:
-                on_click()
+                step()
             except Exception as error:  # noqa: BLE001  (JupyterLab shows a callback's nowhere)
                 self._fail(expected(error))
 
-        button.on_click(clicked)
-        return button
+        return run
 
-    def show(self) -> None:
-        """Display the picker; it fills itself in where the machine is slow to look at."""
-        self._looked.wait(_WAIT_FOR_STATUS_SECONDS)
-        bundle = dict(self.widget._repr_mimebundle_())
-        status = self.status
-        bundle["text/plain"] = str(status) if status else "PyTorch for this kernel"
-        bundle["text/html"] = (
-            status_html(status) if status else message_html("PyTorch for this kernel")
-        )
-        bundle[OUTPUT_MIME] = {"id": self.display_id}
-        display(bundle, raw=True, display_id=self.display_id)  # type: ignore[no-untyped-call]
+    def _in_thread(self, step: Callable[[], None]) -> None:
+        threading.Thread(target=self._guarded(step), name="torchenv-picker", daemon=True).start()
+
+    # ------------------------------------------------------------------------------------ looking
+
+    def _start_to_look(self) -> None:
+        self._looked.clear()
+        threading.Thread(target=self._look, name="torchenv-detect", daemon=True).start()
 
     def _look(self) -> None:
         try:
             status = read_status()
         except Exception as exception:  # noqa: BLE001  (a thread's exception would reach nobody)
-            error = expected(exception)
-            with self._drawn():
-                self._facts.value = _title(
-                    message_html(error.message, tone="bad", hint=error.hint, detail=error.detail)
-                )
+            self._set(error=expected(exception))
             self._looked.set()
             return
-        with self._drawn():
-            self._fill(status)
+        shown_without = bool(self._displays) and self.status is None
+        with self._drawing:
+            if self.state in ("cancelled", "failed", "offered"):
+                # It was opened again to see how the install ended.
+                self._refresh(status)
+            elif self._is_idle:
+                self._fill(status)
         self._looked.set()
+        if shown_without:
+            with self._drawing:
+                # What was shown before there was a status is what a saved notebook would keep.
+                self._display(self._displays[-1], self._summary(), update=True)
+        self._check_uv()
         self._ask_index(status)
+
+    def _check_uv(self) -> None:
+        try:
+            find_uv()
+        except TorchEnvError as error:
+            if self._is_idle:
+                self._set(state="not possible", error=error)
 
     def _ask_index(self, before: Status) -> None:
         """Look again with what the index says by now, and redraw where the choice is another."""
@@ -248,71 +237,59 @@ class Picker:
             shown.torch,
             shown.alternatives,
         )
-        with self._drawn():
+        with self._drawing:
             # Never under the hand of somebody who has begun to choose.
-            if differs and self.job is None and self._fields() == self._filled:
+            if differs and self._is_idle and self.view.values() == self._filled:
                 self._fill(status)
 
-    def _fields(self) -> tuple[object, ...]:
-        fields = (self._choice, self._vision, self._audio, self._version, self._more)
-        return tuple(field.value for field in fields)
-
-    @contextlib.contextmanager
-    def _drawn(self) -> Iterator[None]:
-        # The widgets are built in the magic's thread while the first look runs in its own.
-        self._built.wait()
-        with self._drawing:
-            yield
+    @property
+    def _is_idle(self) -> bool:
+        return self.job is None and self.state not in ("asking", "restarting", "verifying", "over")
 
     def _fill(self, status: Status) -> None:
-        self._fill_choice(status)
-        # A package that is there stays in step with torch, so it is part of what is asked.
-        self._vision.value = status.environment.installed("torchvision") is not None
-        self._audio.value = status.environment.installed("torchaudio") is not None
-        self._cost.value = _quiet(
-            "“Show plan” tells what is downloaded, installed and replaced; nothing is changed "
-            "before you press the button."
-        )
-        self._filled = self._fields()
-        self._arrange()
+        self._built.wait()
+        with self._drawing:
+            self._fill_choice(status)
+            # A package that is there stays in step with torch, so it is part of what is asked.
+            self._filling = True
+            self.view.vision.value = status.environment.installed("torchvision") is not None
+            self.view.audio.value = status.environment.installed("torchaudio") is not None
+            self._filling = False
+            self._filled = self.view.values()
+            self._set(plan=None, error=None, job=None)
+            self._rest()
 
     def _fill_choice(self, status: Status) -> None:
-        self.status = status
-        selection = status.selection
-        fitting = [item for item in selection.alternatives if item.fits]
-        others = [item for item in selection.alternatives if not item.fits]
-        chosen = selection.backend
-        if chosen is not None and chosen not in [item.backend for item in fitting]:
-            fitting[:0] = [item for item in others if item.backend == chosen]
-            others = [item for item in others if item.backend != chosen]
-        fitting.sort(key=lambda item: item.backend != chosen)
-        self._facts.value = _title(facts_html(status_rows(status)))
-        self._choice.options = [
-            (_label(item, chosen, selection.reason), item.backend) for item in fitting
-        ]
-        if chosen is not None:
-            self._choice.value = chosen
-        count = f"{len(others)} build{'' if len(others) == 1 else 's'}"
-        self._others.value = (
-            f"<div class='torchenv'><details><summary>{count} that "
-            f"{'does' if len(others) == 1 else 'do'} not fit here, and why</summary>"
-            f"{alternatives_html(others, None)}</details></div>"
-            if others
-            else ""
-        )
+        self._filling = True
+        self.view.offer(choices(status))
+        self._filling = False
         self._by_hand = False
+        self._set(status=status)
 
-    def _arrange(self, *below: widgets.Widget) -> None:
-        parts = [self._facts]
-        if self.status is not None:
-            packages = [self._packages, self._version, self._more]
-            parts += [self._choice, self._others, *packages, self._cost, self._buttons]
-        self.widget.children = (*parts, *below)
+    def _rest(self) -> None:
+        """Wait for the next click, in the state that the fields and the environment are in."""
+        error = obstacle(self.status) if self.status is not None else None
+        if error is not None:
+            self._set(state="not possible", error=error)
+        else:
+            self._set(state="nothing to do" if self._is_satisfied() else "ready", error=None)
 
-    def _enable(self, *, enabled: bool) -> None:
-        for widget in (self._choice, self._vision, self._audio, self._version, self._more,
-                       self._install, self._show_plan):  # fmt: skip
-            widget.disabled = not enabled
+    def _is_satisfied(self) -> bool:
+        """Whether what is asked for seems to be here: cheap, since uv has the last word anyway."""
+        plan, status = self._model.plan, self.status
+        if plan is not None or status is None:
+            return plan is not None and plan.nothing_to_do
+        try:
+            request = self.request()
+        except TorchEnvError:
+            return False
+        if request.backend is None or status.torch is None:
+            return False
+        chosen = request.backend == status.selection.backend
+        exclusion = status.selection.exclusion if chosen else None
+        environment = status.environment
+        question = ask(request, environment, request.backend, exclusion=exclusion)
+        return looks_satisfied(question, environment)
 
     # ------------------------------------------------------------------------------------- asking
 
@@ -324,262 +301,262 @@ class Picker:
         RequestError
             A field is malformed.
         """
-        version = self._version.value.strip()
+        view = self.view
+        version = view.version.value.strip()
         torch = "torch"
         if version:
             torch += version if version[0] in "<>=!~" else f"=={version}"
         texts = [torch]
-        texts += [box.description for box in (self._vision, self._audio) if box.value]
-        texts += self._more.value.replace(",", " , ").split() if self._more.value else []
+        texts += [box.description for box in (view.vision, view.audio) if box.value]
+        texts += view.more.value.replace(",", " , ").split() if view.more.value else []
         texts = _rejoined(texts)
-        names = parse_request(texts, backend=str(self._choice.value or "auto"))
+        names = parse_request(texts, backend=str(view.choice.value or "auto"))
         return Request(backend=names.backend, requirements=tuple(texts))
 
-    def _choose_for(self, request: Request) -> tuple[Request, Status]:
-        """Return the request with the build for it, where nobody has chosen one by hand.
+    def _choose_for(self, request: Request) -> tuple[Status, Request]:
+        """Look at what is here now; return it, and the request with the build for it.
 
-        The one that was chosen at first may not go with the packages and versions that were asked
-        for since. Where none does, it stays, and its index has the last word.
+        Where nobody has chosen one by hand, the one that was chosen at first may not go with the
+        packages and versions that were asked for since. Where none does, it stays, and its index
+        has the last word.
         """
         if not self._by_hand:
             status = read_status(replace(request, backend=None))
             chosen = status.selection.backend
             if chosen is not None:
-                if chosen != self._choice.value:
-                    self._fill_choice(status)
-                return replace(request, backend=chosen), status
-        return request, read_status(request)
+                if chosen != self.view.choice.value:
+                    with self._drawing:
+                        self._fill_choice(status)
+                self._refresh(status)
+                return status, replace(request, backend=chosen)
+        status = read_status(request)
+        self._refresh(status)
+        return status, request
 
-    def _on_choice(self, _: object) -> None:
-        self._by_hand = True
-        if self.job is None and self.status is not None:
-            self._offer = None
-            self._cost.value = _quiet("“Show plan” tells what this choice costs.")
-            self._idle()
+    def _refresh(self, status: Status) -> None:
+        """Show what is installed now, and keep the choice as it was."""
+        known = self.status
+        if known is not None and known.environment != status.environment:
+            self._set(
+                status=replace(
+                    known,
+                    environment=status.environment,
+                    installed_backend=status.installed_backend,
+                )
+            )
 
-    def _on_plan(self) -> None:
-        self._begin(only_plan=True, word="Planning…")
+    def _on_choice(self) -> None:
+        self._by_hand = self._by_hand or not self._filling
+        self._on_fields()
 
-    def _on_install(self) -> None:
-        self._begin(word="Installing…")
-
-    def _on_offer(self) -> None:
-        self._begin(plan=self._offer, word="Installing…")
-
-    def _on_cancel(self) -> None:
-        if self.job is not None:
-            self._cancel.disabled = True
-            self._words.value = _quiet("Stopping…")
-            self.job.cancel()
-
-    def _begin(self, *, only_plan: bool = False, plan: Plan | None = None, word: str) -> None:
-        if self.job is not None:
+    def _on_fields(self) -> None:
+        if self._filling or self.state not in EDITABLE or self.status is None:
             return
         with self._drawing:
+            self._set(plan=None)
+            self._rest()
+
+    def _on_primary(self) -> None:
+        if self.state == "nothing to do":
+            self._begin("verify")
+        elif self.state == "offered" and isinstance(self._model.error, IndexUnreachableError):
+            self._begin("install", plan=self._model.error.offers[0])
+        elif self.state in EDITABLE:
+            self._begin("install")
+        elif self.state == "not possible":
+            self._verify("")
+        elif self.state == "asking":
+            self._keep() if self._model.may_keep else self._leave()
+
+    def _on_secondary(self) -> None:
+        if self.state in EDITABLE:
+            self._begin("plan")
+        elif self.state in BUSY and time.monotonic() - self._began > _DOUBLE_CLICK_SECONDS:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        with self._drawing:
+            job = self.job
+            if job is None:
+                return
+            self._stopping = True
+            self._set(state="stopping")
+        job.cancel()
+
+    def _begin(self, purpose: Purpose, *, plan: Plan | None = None) -> None:
+        with self._drawing:
+            status = self.status
+            if self.job is not None or status is None:
+                return
             self._filled = ()  # a second look that ends from here on redraws nothing
-        if plan is not None:
-            request, status = plan.request, read_status(plan.request)
-        else:
-            request, status = self._choose_for(self.request())
-        self._enable(enabled=False)
-        self._install.description = word if not only_plan else _INSTALL
-        self._show_plan.description = word if only_plan else "Show plan"
-        self._cancel.disabled = False
-        self._bar.value = 0.0
-        self._bar.bar_style = ""
-        self._buttons.children = (self._install, self._show_plan, self._cancel)
-        self._words.value = _quiet("Starting")
-        self._log.value = ""
-        below = [self._words] if only_plan else [self._bar, self._words, self._log_box]
-        self._arrange(*below)
-        self.job = Job(
-            status,
-            request,
-            plan=plan,
-            only_plan=only_plan,
-            on_change=self._on_progress,
-            on_end=lambda job: self._on_end(job, only_plan=only_plan),
-        )
-        self._interrupt.begin(self._on_cancel)
+            request = plan.request if plan is not None else self.request()
+            self._session = read_session(self._shell)
+            packages = status.environment.packages
+            self._before = {package.name: package.version for package in packages}
+            self._stopping = False
+            self._began = time.monotonic()
+            self.job = Job(
+                status,
+                request,
+                plan=plan,
+                only_plan=purpose != "install",
+                look=lambda: self._choose_for(request),
+                on_change=self._on_progress,
+                on_end=lambda job: self._on_end(job, purpose),
+            )
+            self._set(state="planning", job=self.job.state, error=None)
+        self._interrupt.begin(self._cancel)
         self.job.start()
 
     def _on_progress(self, job: Job) -> None:
         now = time.monotonic()
-        state = job.state
-        if now - self._redrawn < _REDRAW_SECONDS and state.bytes is not None:
+        if job.state.bytes is not None and now - self._redrawn < _REDRAW_SECONDS:
             return
         self._redrawn = now
-        text = words_html(state.message)
-        if state.bytes is not None:
-            self._bar.value = state.bytes.done / max(state.bytes.total, 1)
-            text += f"<br>{escape(progress_words(state.bytes))}"
-        self._words.value = f"<div class='torchenv' role='status'>{text}</div>"
-        if state.log:
-            lines = "\n".join(state.log)
-            self._log.value = f"<div class='torchenv'><pre>{escape(lines)}</pre></div>"
+        with self._drawing:
+            if self.job is job:
+                stage = state_of_job(job.state)
+                self._set(state="stopping" if self._stopping else stage, job=job.state)
 
     # ------------------------------------------------------------------------------------- ending
 
-    def _on_end(self, job: Job, *, only_plan: bool) -> None:
-        try:
-            self._finish(job, only_plan=only_plan)
-        except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
-            self._fail(expected(error))
+    def _on_end(self, job: Job, purpose: Purpose) -> None:
+        self._guarded(lambda: self._finish(job, purpose))()
 
-    def _finish(self, job: Job, *, only_plan: bool) -> None:
+    def _finish(self, job: Job, purpose: Purpose) -> None:
         state = job.state
-        self.job = None
         self._interrupt.end()
         if state.error is not None:
             self._fail(state.error)
+        elif state.result is None and state.plan is not None:
+            self._planned(state.plan, purpose)
+        elif state.result is not None and not state.result.changed:
+            self._found(str(state.result).removesuffix("."))
+        elif state.result is not None:
+            self._effects = describe_session(self._shell, state.result.changed)
+            self._set(lead=str(state.result), session=str(self._effects))
+            self._installed()
+
+    def _planned(self, plan: Plan, purpose: Purpose) -> None:
+        if purpose == "verify" and plan.nothing_to_do:
+            # Nothing is changed, but that it was asked for: verification compares with that.
+            install_plan(plan)
+            self._verify("Nothing to do: what you asked for is installed already")
             return
-        if only_plan and state.plan is not None:
-            self._idle()
-            self._cost.value = (
-                f"<div class='torchenv'><p>{escape(state.plan.summary)}</p>"
-                f"<p class='torchenv-quiet'>from {escape(str(state.plan.source))}</p>"
-                f"{self._session_words(state.plan)}{changes_html(state.plan)}</div>"
-            )
-            return
-        if state.result is None:
-            return
-        if not state.result.changed:
-            self._verify_in_child(lead=str(state.result))
-            return
-        effects = describe_session(self._shell, state.result.changed)
-        self._lead = str(state.result)
-        if effects.holds_work:
-            self._ask(str(effects), may_keep=not effects.must_restart)
+        changed = [change.name for change in plan.changes]
+        with self._drawing:
+            self.job = None
+            self._set(plan=plan, job=None, session=str(describe_session(self._shell, changed)))
+            self._rest()
+
+    def _found(self, words: str) -> None:
+        """Go on where nothing was to do: mostly because another process's install had done it."""
+        packages = self.status.environment.packages if self.status is not None else ()
+        now = {package.name: package.version for package in packages}
+        names = sorted(
+            name for name in {*now, *self._before} if now.get(name) != self._before.get(name)
+        )
+        self._effects = describe_session(self._shell, names)
+        if self._effects.must_restart:
+            # What this session has loaded was replaced under it.
+            self._set(lead="Another install did what you asked for", session=str(self._effects))
+            self._installed()
         else:
-            self._on_restart_now()
+            self._verify(words)
 
-    def _session_words(self, plan: Plan) -> str:
-        text = str(describe_session(self._shell, [change.name for change in plan.changes]))
-        return f"<p>{words_html(text)}</p>" if text and not plan.nothing_to_do else ""
-
-    def _ask(self, text: str, *, may_keep: bool) -> None:
-        self._bar.value = 1.0
-        self._bar.bar_style = "success"
-        self._words.value = (
-            f"<div class='torchenv' role='alert'><p><b>{escape(self._lead)}.</b> "
-            f"{words_html(text)}</p></div>"
-        )
-        self._buttons.children = (self._restart_now, *([self._keep] if may_keep else []))
-        self._arrange(self._words)
-
-    def _on_keep(self) -> None:
-        self._verify_in_child(
-            lead=f"{self._lead}. Nothing of it was loaded here, so the session goes on."
-        )
-
-    def _on_restart_now(self) -> None:
+    def _installed(self) -> None:
         choice = self._restart.prepare()
         if not choice.restarts:
-            self._verify_in_child(lead=f"{self._lead}. {choice.tell}.")
+            self._verify(f"{self._model.lead}. {choice.tell}")
+            self._offer_native_restart()
+        elif self._effects.holds_work:
+            self._set(state="asking", may_keep=not self._effects.must_restart)
+        else:
+            self._restart_kernel(choice)
+
+    def _keep(self) -> None:
+        self._verify(f"{self._model.lead}. Nothing of it was loaded here, so the session goes on")
+
+    def _leave(self) -> None:
+        tell = how_to_restart(self._front_end.kind)
+        text = f"{self._model.lead}. {self._effects.loaded_words} {tell}."
+        self._replace({"text/html": message_html(text), "text/plain": text})
+
+    def _on_restart(self) -> None:
+        if self.state != "asking":
             return
-        self._restart_kernel(choice)
+        self._session = read_session(self._shell)
+        self._set(state="restarting")
+        # It asks servers, for seconds.
+        self._in_thread(lambda: self._restart_kernel(self._restart.prepare()))
 
     def _restart_kernel(self, choice: RungChoice) -> None:
         # Before the restart: a widget whose kernel is gone looks alive, and does nothing.
-        self._replace(
-            message_html(f"{self._lead}. Restarting the kernel…", tone="good"), self._lead
+        text = f"{self._model.lead}. Restarting the kernel…"
+        elsewhere = (
+            f"{self._model.lead}. The kernel is restarted; what came of it stands where the picker "
+            "was opened last."
         )
-        lead = f"{self._lead}; the kernel was restarted."
+        self._replace(
+            {"text/html": message_html(text, tone="good"), "text/plain": self._model.lead},
+            older={"text/html": message_html(elsewhere), "text/plain": elsewhere},
+        )
+        lead = f"{self._model.lead}; the kernel was restarted."
+        display_id = self._displays[-1]
 
         def failed(error: TorchEnvError) -> None:
-            self._replace(
-                message_html(f"{self._lead}. {error.message}", hint=error.hint), str(error)
-            )
+            text = f"{self._model.lead}. {error.message}"
+            self._replace({"text/html": message_html(text, hint=error.hint), "text/plain": text})
 
+        after = f"{lead} The proof stands in the verification cell."
         self._restart.run(
             choice,
-            display_id=self.display_id,
-            fresh_kernel_code=fresh_kernel_code(self.display_id, lead),
-            after={
-                "text/html": message_html(
-                    f"{lead} The verification cell shows whether PyTorch works."
-                ),
-                "text/plain": f"{lead} The verification cell shows whether PyTorch works.",
-            },
+            display_id=display_id,
+            fresh_kernel_code=fresh_kernel_code(display_id, lead),
+            after={"text/html": message_html(after), "text/plain": after},
             on_failure=failed,
+            session=self._session,
         )
 
-    def _verify_in_child(self, *, lead: str) -> None:
-        self._words.value = _quiet("Verifying")
-        self._arrange(self._words)
+    def _verify(self, lead: str) -> None:
+        """Prove in a process of its own what is installed, and put the proof in the picker's place.
+
+        `lead` is what happened, in a sentence without its full stop.
+        """
+        with self._drawing:
+            self.job = None
+            self._set(state="verifying", lead=lead)
+        self._in_thread(self._prove)
+
+    def _prove(self) -> None:
         environment = read_environment()
         verification = verify(environment, read_expectation(environment.prefix), in_process=False)
-        self._replace(verification_html(verification, lead=lead), f"{lead}\n{verification}")
+        lead = f"{self._model.lead}." if self._model.lead else ""
+        self._replace(verification_bundle(verification, lead=lead))
 
-    def _replace(self, html: str, text: str) -> None:
-        bundle = {
-            "text/html": html,
-            "text/plain": text,
-            OUTPUT_MIME: {"id": self.display_id},
-        }
-        display(  # type: ignore[no-untyped-call]
-            bundle, raw=True, display_id=self.display_id, update=True
-        )
-        _close(self.widget)
+    def _offer_native_restart(self) -> None:
+        if self._front_end.kind == "colab":
+            modules = [module for item in self._effects.loaded for module in item.modules]
+            display(colab_restart_button(modules), raw=True)  # type: ignore[no-untyped-call]
 
-    def _idle(self) -> None:
-        self._install.description = _INSTALL
-        self._show_plan.description = "Show plan"
-        self._buttons.children = (self._install, self._show_plan)
-        self._enable(enabled=True)
-        self._arrange()
+    def _replace(self, bundle: dict[str, Any], *, older: dict[str, Any] | None = None) -> None:
+        """Put something static into the picker's place; `older` where it was opened before."""
+        with self._drawing:
+            *before, last = self._displays
+            for display_id in before:
+                self._display(display_id, older or bundle, update=True)
+            self._display(last, bundle, update=True)
+            self.job = None
+            self._model = replace(self._model, state="over")
+            self.view.end(str(bundle["text/html"]))
 
     def _fail(self, error: TorchEnvError) -> None:
-        self._idle()
-        hint, tone = error.hint, "torchenv-bad"
-        if isinstance(error, IndexUnreachableError) and error.offers:
-            # There is a way on, so it is no alarm.
-            tone = "torchenv-warn"
-            self._offer = error.offers[0]
-            version = self._offer.versions.get("torch", "")
-            self._use_offer.description = f"Install torch {version} from there and restart kernel"
-            self._buttons.children = (self._use_offer, self._show_plan)
-            hint = ""
-        parts = [
-            f"<div class='torchenv' role='alert'><p class='{tone}'>",
-            f"{words_html(error.message)}</p>",
-        ]
-        if hint:
-            parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
-        parts.append(log_html(error.detail.splitlines(), title="what uv said"))
-        self._words.value = "".join([*parts, "</div>"])
-        self._cost.value = ""
-        self._arrange(self._words)
-
-
-def _close(widget: widgets.Widget) -> None:
-    for child in getattr(widget, "children", ()):
-        _close(child)
-    widget.close()
-
-
-def _row(*children: widgets.Widget) -> widgets.Box:
-    box = widgets.Box(children)
-    box.add_class("torchenv-row")
-    return box
-
-
-def _title(body: str) -> str:
-    return (
-        f"{STYLE}{_PICKER_STYLE}<div class='torchenv'>"
-        f"<p class='torchenv-title'>PyTorch for this kernel</p>{body}</div>"
-    )
-
-
-def _quiet(text: str) -> str:
-    return f"<div class='torchenv torchenv-quiet' role='status'>{words_html(text)}</div>"
-
-
-def _label(item: Alternative, chosen: Backend | None, reason: str) -> str:
-    text = item.backend.label
-    if item.torch:
-        text += f" · torch {item.torch}"
-    return f"{text} — recommended: {reason}" if item.backend == chosen else text
+        with self._drawing:
+            self.job = None
+            state = state_of_error(error)
+            if self.status is not None and obstacle(self.status) is not None:
+                state = "not possible"
+            self._set(state=state, job=None, plan=None, error=error)
 
 
 def _rejoined(texts: list[str]) -> list[str]:

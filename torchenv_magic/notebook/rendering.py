@@ -83,11 +83,11 @@ STYLE = """<style>
 .torchenv-good {
   color: var(--jp-success-color0, var(--jp-success-color1, inherit)); font-weight: 600;
 }
-.torchenv-bad { color: var(--jp-error-color0, var(--jp-error-color1, inherit)); font-weight: 600; }
-/* The themes' own orange is too pale to be read: it marks, and the words keep their colour. */
-.torchenv-warn {
+/* The themes' own red and orange are hard to read on their background: the words keep theirs. */
+.torchenv :is(.torchenv-bad, .torchenv-warn) {
   border-inline-start: 3px solid var(--jp-warn-color1, currentColor); padding-inline-start: 0.6em;
 }
+.torchenv .torchenv-bad { border-color: var(--jp-error-color1, currentColor); font-weight: 600; }
 .torchenv progress.torchenv-bar {
   display: block; width: 100%; height: 0.8em; margin: 0.4em 0;
   accent-color: var(--jp-brand-color1, auto);

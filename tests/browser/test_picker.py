@@ -1,0 +1,88 @@
+"""The picker's looks: what a screen reader, the keyboard and the eye find in each state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser.front_end import Browser, FrontEndPage
+from tests.browser.kernel_environment import PROJECT_ROOT
+from tests.browser.picker_gallery import MODELS
+from tests.browser.server import JupyterServer
+
+pytestmark = pytest.mark.browser
+
+SNAPSHOTS = PROJECT_ROOT / "tests" / "data" / "picker"
+REWRITE = "TORCHENV_REWRITE_SNAPSHOTS"
+"""Set, it has the snapshots written anew instead of compared."""
+
+NAMES = list(MODELS)
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def gallery(browser: Browser, lab_server: JupyterServer) -> Iterator[FrontEndPage]:
+    """Give a page with one cell for each state of the picker, in the order of `NAMES`."""
+    head = (
+        f"import sys; sys.path.insert(0, {str(PROJECT_ROOT)!r})\n"
+        "from tests.browser.picker_gallery import show\n"
+    )
+    cells = [f"{head}show({name!r})" for name in NAMES]
+    page = browser.open(lab_server, lab_server.create_notebook("gallery.ipynb", cells))
+    page.run_all(timeout=120)
+    for index in range(len(NAMES)):
+        page.wait_for_output(index, "PyTorch for this kernel")
+    yield page
+    page.close()
+    lab_server.shut_down_kernels()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_state_tells_a_screen_reader_what_the_snapshot_says(
+    name: str, gallery: FrontEndPage
+) -> None:
+    found = gallery.aria_snapshot(NAMES.index(name)) + "\n"
+    file = SNAPSHOTS / f"{name}.aria.yaml"
+    if os.environ.get(REWRITE):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(found, encoding="utf-8")
+    assert found == file.read_text(encoding="utf-8")
+
+
+# JupyterLab's body has no height and hides what flows over, so that axe takes everything in it for
+# invisible, and what is invisible has no contrast.
+_EXAMINE = """async picker => {
+  document.body.style.height = '100vh';
+  picker.scrollIntoView();
+  try { return await axe.run(picker); } finally { document.body.style.height = ''; }
+}"""
+
+
+def faults(page: FrontEndPage, index: int) -> list[str]:
+    """Return what axe-core finds fault with in a cell's outputs."""
+
+    def run(inner: Page) -> Any:
+        inner.evaluate(AXE)
+        picker = page.output(index).locator(".torchenv-picker").element_handle()
+        return inner.evaluate(_EXAMINE, picker)
+
+    report = page.perform(run)
+    assert "color-contrast" in {rule["id"] for rule in report["passes"]}, "it was not seen"
+    return [
+        f"{rule['id']}: {node['html'][:200]} {node['any'][0]['message'] if node['any'] else ''}"
+        for rule in report["violations"] + report["incomplete"]
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_fault_in_any_state(theme: Any, gallery: FrontEndPage) -> None:
+    gallery.set_theme(theme)
+    gallery.resize(1100, 1400)
+    found = {name: faults(gallery, index) for index, name in enumerate(NAMES)}
+    assert {name: list_of for name, list_of in found.items() if list_of} == {}

@@ -1,0 +1,359 @@
+"""What the picker shows in each of its states: one table, and pure functions around it.
+
+A `PickerModel` says how things stand; `look` says what is on the screen then. Nothing here knows a
+widget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Literal
+
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.environment import check_target
+from torchenv_magic.errors import InstallCancelled, SelectionError, TargetError, TorchEnvError
+from torchenv_magic.installation.plan import Plan
+from torchenv_magic.installation.planning import IndexUnreachableError
+from torchenv_magic.notebook.job import JobState
+from torchenv_magic.notebook.rendering import (
+    alternatives_html,
+    bar_html,
+    changes_html,
+    facts_html,
+    log_html,
+    progress_words,
+    status_rows,
+    title_html,
+    words_html,
+)
+from torchenv_magic.selection import Alternative
+from torchenv_magic.status import Status
+
+__all__ = [
+    "BUSY",
+    "EDITABLE",
+    "RESTART",
+    "Choices",
+    "Look",
+    "PickerModel",
+    "PickerState",
+    "choices",
+    "look",
+    "obstacle",
+    "state_of_error",
+    "state_of_job",
+]
+
+PickerState = Literal[
+    "detecting",
+    "ready",
+    "nothing to do",
+    "not possible",
+    "planning",
+    "joining",
+    "installing",
+    "stopping",
+    "verifying",
+    "cancelled",
+    "failed",
+    "offered",
+    "asking",
+    "restarting",
+    "over",
+]
+"""`offered`: the index is away, and there is another place to install from. `asking`: all is
+installed, and the session holds what a restart would cost. `over`: restarting or verified; what
+came of it stands in the picker's place."""
+
+TITLE = "PyTorch for this kernel"
+
+INSTALL = "Install and restart kernel"
+INSTALL_ONLY = "Install"
+PLAN = "Show plan"
+VERIFY = "Verify PyTorch"
+CANCEL = "Cancel"
+KEEP = "Keep the session"
+LATER = "Restart later"
+RESTART = "Restart now"
+
+_BEFORE_A_PLAN = (
+    f"“{PLAN}” tells what is downloaded, installed and replaced; nothing is changed before you "
+    "press the button."
+)
+
+# A log of uv's is long: while it grows, its end is what tells where the install stands.
+_LOG_LINES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickerModel:
+    """How things stand."""
+
+    state: PickerState = "detecting"
+    restarts: bool = True
+    """Whether a kernel can be restarted from here: the button does not promise what isn't done."""
+    status: Status | None = None
+    plan: Plan | None = None
+    """What was planned for the fields as they are."""
+    session: str = ""
+    """What a restart means for this session, in a sentence."""
+    job: JobState | None = None
+    error: TorchEnvError | None = None
+    lead: str = ""
+    """What was installed."""
+    may_keep: bool = False
+    """Whether nothing that changed is loaded, so that the session may go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What is on the screen: texts are HTML, and an empty one is not there."""
+
+    fields: Literal["hidden", "open", "closed"]
+    primary: str
+    """The words on the first button."""
+    works: bool
+    """Whether the first button does anything; it keeps its place and the keyboard where not."""
+    secondary: str
+    asks: bool
+    """Whether the button is there that restarts a session which holds work."""
+    facts: str
+    said: str
+    """Above the buttons: what they would do, or what there is to know before one is pressed."""
+    progress: str
+    """Below the buttons: what goes on."""
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    fields: Literal["hidden", "open", "closed"] = "closed"
+    primary: str = ""
+    works: bool = False
+    secondary: str = ""
+    asks: bool = False
+
+
+_ROWS: Mapping[PickerState, _Row] = {
+    "detecting": _Row(fields="hidden"),
+    "ready": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
+    "nothing to do": _Row(fields="open", primary=VERIFY, works=True, secondary=PLAN),
+    "not possible": _Row(primary=VERIFY, works=True),
+    "planning": _Row(primary="Planning…", secondary=CANCEL),
+    "joining": _Row(primary="Waiting…", secondary=CANCEL),
+    "installing": _Row(primary="Installing…", secondary=CANCEL),
+    "stopping": _Row(primary="Stopping…", secondary=CANCEL),
+    "verifying": _Row(primary="Verifying…"),
+    "cancelled": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
+    "failed": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
+    "offered": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
+    # The button that had the keyboard all the while becomes the one that does no harm.
+    "asking": _Row(primary=KEEP, works=True, asks=True),
+    "restarting": _Row(primary="Restarting…"),
+    "over": _Row(fields="hidden"),
+}
+
+# A way on that is open, or a wish that was met, is no alarm.
+_TONES: Mapping[PickerState, str] = {
+    "cancelled": "calm",
+    "failed": "bad",
+    "not possible": "warn",
+    "offered": "warn",
+}
+
+EDITABLE = frozenset(state for state, row in _ROWS.items() if row.fields == "open")
+BUSY = frozenset(state for state, row in _ROWS.items() if row.secondary == CANCEL)
+
+
+def look(model: PickerModel) -> Look:
+    """Return what is on the screen."""
+    row = _ROWS[model.state]
+    if model.status is None and model.state != "over":
+        row = _ROWS["detecting"]
+    job = model.job if model.state in BUSY else None
+    return Look(
+        fields=row.fields,
+        primary=_primary(row.primary, model),
+        works=row.works,
+        secondary=row.secondary,
+        asks=row.asks,
+        facts=_facts(model),
+        said=_said(model),
+        progress=_progress(model),
+        log=_log(job.log if job else ()),
+    )
+
+
+def state_of_job(state: JobState) -> PickerState:
+    """Return the state of a picker whose job runs."""
+    return state.stage
+
+
+def state_of_error(error: TorchEnvError) -> PickerState:
+    """Return the state of a picker whose job has ended so."""
+    if isinstance(error, InstallCancelled):
+        return "cancelled"
+    if isinstance(error, IndexUnreachableError) and error.offers:
+        return "offered"
+    return "failed"
+
+
+def obstacle(status: Status) -> TorchEnvError | None:
+    """Return why nothing can be installed here, whatever is chosen; None where something can."""
+    try:
+        check_target(status.environment)
+    except TargetError as error:
+        return error
+    selection = status.selection
+    if selection.backend is None and not any(item.fits for item in selection.alternatives):
+        # The warnings stand among the facts already.
+        return SelectionError(
+            f"No build of PyTorch fits here: {selection.reason}",
+            hint="`%torchenv list` tells the reason of each build",
+        )
+    return None
+
+
+# --------------------------------------------------------------------------------------- the choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """The list to choose from, best first, and what stands below it."""
+
+    options: tuple[tuple[str, Backend], ...]
+    """Words and value: a second line of the words is the reason."""
+    chosen: Backend | None
+    others: str
+    """The builds that don't fit with their reasons, as HTML."""
+
+
+def choices(status: Status) -> Choices:
+    """Return what there is to choose from; the recommended build is the first."""
+    selection = status.selection
+    chosen = selection.backend
+    listed = [item for item in selection.alternatives if item.fits or item.backend == chosen]
+    listed.sort(key=lambda item: item.backend != chosen)
+    others = [item for item in selection.alternatives if item not in listed]
+    return Choices(
+        options=tuple(
+            (_label(item, recommended=item.backend == chosen), item.backend) for item in listed
+        ),
+        chosen=chosen,
+        others=_others(others),
+    )
+
+
+def _label(item: Alternative, *, recommended: bool) -> str:
+    name = item.backend.label + (f" · torch {item.torch}" if item.torch else "")
+    return f"{name}{' — recommended' if recommended else ''}\n{item.reason}"
+
+
+def _others(items: list[Alternative]) -> str:
+    if not items:
+        return ""
+    words = "1 build that does" if len(items) == 1 else f"{len(items)} builds that do"
+    return (
+        f"<div class='torchenv torchenv-wide'><details><summary>{words} not fit here, and why"
+        f"</summary>{alternatives_html(items, None)}</details></div>"
+    )
+
+
+# ---------------------------------------------------------------------------------------- the words
+
+
+def _primary(words: str, model: PickerModel) -> str:
+    if model.state == "offered" and isinstance(model.error, IndexUnreachableError):
+        version = model.error.offers[0].versions.get("torch", "")
+        words = f"Install torch {version} from there"
+        return f"{words} and restart kernel" if model.restarts else words
+    if model.state == "asking":
+        return KEEP if model.may_keep else LATER
+    if model.state == "not possible" and (model.status is None or model.status.torch is None):
+        return ""
+    return INSTALL_ONLY if words == INSTALL and not model.restarts else words
+
+
+def _facts(model: PickerModel) -> str:
+    if model.state == "over":
+        return ""
+    parts = [title_html(TITLE)]
+    if model.status is not None:
+        parts.append(facts_html(status_rows(model.status)))
+    elif model.error is not None:
+        parts.append(_error_html(model.error, tone="warn"))
+    else:
+        parts.append("<p class='torchenv-quiet' role='status'>Looking at this machine…</p>")
+    return _block(*parts)
+
+
+def _said(model: PickerModel) -> str:
+    if model.status is None or model.state == "over":
+        return ""
+    if model.state == "asking":
+        lead, words = words_html(model.lead), words_html(model.session)
+        return _block(f"<div role='alert'><p><strong>{lead}.</strong> {words}</p></div>")
+    if model.error is not None and model.state in _TONES:
+        return _block(_error_html(model.error, tone=_TONES[model.state]))
+    plan = (model.job.plan if model.job else None) or model.plan
+    if plan is not None and not plan.nothing_to_do:
+        return _block(
+            f"<p>{escape(plan.summary)}</p>",
+            f"<p class='torchenv-quiet'>from {escape(str(plan.source))}</p>",
+            *(f"<p class='torchenv-quiet'>{words_html(note)}</p>" for note in plan.notes),
+            f"<p>{words_html(model.session)}</p>" if model.session and model.restarts else "",
+            changes_html(plan),
+        )
+    if model.state == "nothing to do":
+        return _block(*(f"<p>{words_html(text)}</p>" for text in _nothing_to_do(model.status)))
+    return _block(f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
+
+
+def _nothing_to_do(status: Status) -> list[str]:
+    here = (
+        f"Nothing to do: torch {status.torch} is here, as asked for. “{VERIFY}” computes with it "
+        "in a process of its own; the kernel is not restarted."
+    )
+    texts = [here]
+    newest = status.selection.torch
+    if newest and status.torch and status.torch.partition("+")[0] != newest:
+        texts.append(f"The newest that fits is torch {newest}: write it as the version to get it.")
+    return texts
+
+
+def _progress(model: PickerModel) -> str:
+    if model.state == "stopping":
+        return _block("<p role='status'>Stopping…</p>")
+    if model.state == "restarting":
+        return _block(f"<p role='status'>{words_html(model.lead)}. Restarting the kernel…</p>")
+    if model.state == "verifying":
+        lead = f"{words_html(model.lead)}. " if model.lead else ""
+        return _block(f"<p role='status'>{lead}A process of its own computes with torch now.</p>")
+    job = model.job
+    if model.state not in BUSY or job is None:
+        return ""
+    words = words_html(job.message)
+    if job.bytes is None:
+        return _block(f"<p role='status'>{words}</p>")
+    numbers = escape(progress_words(job.bytes))
+    return _block(bar_html(job.bytes), f"<p role='status'>{words}<br>{numbers}</p>")
+
+
+def _error_html(error: TorchEnvError, *, tone: str) -> str:
+    words = f"<p class='torchenv-{tone}'>{words_html(error.message)}</p>"
+    # Of an offer the button is the hint.
+    if error.hint and state_of_error(error) != "offered":
+        words += f"<p class='torchenv-quiet'>hint: {words_html(error.hint)}</p>"
+    detail = log_html(error.detail.splitlines(), title="what was said about it")
+    return f"<div role='alert'>{words}</div>{detail}"
+
+
+def _log(lines: tuple[str, ...]) -> str:
+    text = "\n".join(lines[-_LOG_LINES:])
+    return _block(f"<pre>{escape(text)}</pre>") if text else ""
+
+
+def _block(*parts: str) -> str:
+    return f"<div class='torchenv torchenv-wide'>{''.join(parts)}</div>"
