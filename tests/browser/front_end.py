@@ -67,6 +67,8 @@ JUPYTER_CONSOLE_ERRORS = (
     "Cannot read properties of undefined (reading 'schema')",
     # Every front end, as it first speaks to a kernel that a gateway runs.
     "Sent non-empty 'Sec-WebSocket-Protocol' header but no response was received",
+    # Notebook 7.6, at times, where JupyterLab has the same notebook open.
+    "Command 'filebrowser:open-path' not registered",
     # JupyterLab 4.0 and Notebook 7.0, while they load a page.
     "Cannot read properties of undefined (reading 'react')",
     "Cannot read properties of undefined (reading 'last_modified')",

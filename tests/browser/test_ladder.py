@@ -384,7 +384,7 @@ def test_the_plugin_restarts_and_runs_the_verification_cell(
 ) -> None:
     here = visit(name, front_end=front_end)
     here.install()
-    assert here.rungs == ["plugin"]
+    assert (here.rungs, here.failures) == (["plugin"], [])
     here.assert_kept()
     assert PROOF.search(here.page.cell_output_text(2))
     assert here.page.cells()[2].tags == ("torchenv-verify",)
@@ -419,7 +419,7 @@ def test_of_two_pages_on_one_kernel_only_the_one_that_asked_acts(
     before = [cell.source for cell in other.cells()]
     here.page.edit_cell(KEPT, UNSAVED)
     here.install()
-    assert here.rungs == ["plugin"]
+    assert (here.rungs, here.failures) == (["plugin"], [])
     here.assert_kept(console=(OTHERS_COMM,))
     assert restarts(here.page.server, here.kernel_id) == 1
     assert [cell.source for cell in other.cells()] == before
@@ -447,7 +447,7 @@ def test_a_notebook_that_is_renamed_meanwhile_is_the_one_that_shows_the_proof(
     wait_for_download(here.page)
     here.page.rename("another name.ipynb")
     here.wait_until_verified()
-    assert here.rungs == ["plugin"]
+    assert (here.rungs, here.failures) == (["plugin"], [])
     here.assert_kept()
     here.page.save()
     saved = here.page.server.read_notebook("another name.ipynb")
@@ -467,7 +467,7 @@ def test_a_page_that_is_loaded_again_meanwhile_shows_the_proof(
     here.page.reload(idle=False)
     here.page.edit_cell(2, UNSAVED)
     here.wait_until_verified()
-    assert here.rungs == ["plugin"]
+    assert (here.rungs, here.failures) == (["plugin"], [])
     here.assert_kept()
 
 
