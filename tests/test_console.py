@@ -114,7 +114,7 @@ def test_the_console_gets_a_fresh_kernel_and_goes_on(workplace: Workplace) -> No
             session.child.expect(pexpect.TIMEOUT, timeout=0.05)
         session.type("")
         session.expect("PyTorch works\r\n")
-        session.expect("5 of 5 passed")
+        session.expect("9 of 9 passed")
         answer = session.ask(
             "import os, torch; print('now', os.getpid(), torch.__version__, 'kept' in globals())"
         )

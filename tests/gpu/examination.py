@@ -262,6 +262,21 @@ def _catalog(record: Mapping[str, Any]) -> Iterable[Check]:
     )
 
 
+_STEPS = ("product", "convolution", "backward", "bfloat16", "memory")
+
+
+def _is_right(step: Mapping[str, Any]) -> bool:
+    if step["absent"]:
+        return True
+    return step["difference"] is not None and step["difference"] <= step["bound"]
+
+
+def _step_words(step: Mapping[str, Any]) -> str:
+    """Return how far from its bound a step was, or why there is nothing to tell of it."""
+    reason = step["failure"] or step["absent"] or ("no answer" if step["overdue"] else None)
+    return f"{step['name']}: {reason or '{difference} of {bound} in {seconds} s'.format(**step)}"
+
+
 def _words(record: Mapping[str, Any]) -> Iterable[Check]:
     select, verify = record["select"]["data"], record["verify"]["data"]
     torch = record["torch"]["data"]
@@ -277,6 +292,25 @@ def _words(record: Mapping[str, Any]) -> Iterable[Check]:
         and (not on_device or not str(verify["device"]).startswith("cpu")),
         message=f"{verify['device']}, {verify['device_names']}, {verify['product_seconds']} s",
     )
+    yield Check(
+        name="the device passes every step of the self-test that it can do",
+        passed=[step["name"] for step in verify["self_test"]] == list(_STEPS)
+        and all(_is_right(step) for step in verify["self_test"]),
+        message="; ".join(map(_step_words, verify["self_test"])),
+    )
+    if on_device:
+        memory = verify["self_test"][-1]
+        yield Check(
+            name="verify tells the memory of the device",
+            passed=0 < (memory["free_bytes"] or 0) <= (memory["total_bytes"] or 0),
+            message=f"{memory['free_bytes']} of {memory['total_bytes']} bytes free",
+        )
+        told = json.dumps(verify["facts"])
+        yield Check(
+            name="verify tells the driver and the libraries for an issue",
+            passed='"Accelerator"' in told and '"Libraries"' in told and "none found" not in told,
+            message=told,
+        )
     if torch["devices"]:
         yield Check(
             name="verify says what hides the device",

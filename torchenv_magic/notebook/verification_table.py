@@ -55,4 +55,4 @@ def _machine_html(verification: Verification) -> str:
     if not verification.facts:
         return ""
     rows = [(escape(fact.name), escape(fact.value)) for fact in verification.facts]
-    return f"<details><summary>for an issue</summary>{facts_html(rows)}</details>"
+    return f"<details><summary>this machine, for an issue</summary>{facts_html(rows)}</details>"
