@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.browser.fixtures", "tests.standin.fixtures", "tests.workplace"]
+pytest_plugins = [
+    "tests.browser.fixtures",
+    "tests.browser.stage",
+    "tests.standin.fixtures",
+    "tests.workplace",
+]
 
 
 @pytest.fixture(autouse=True)
