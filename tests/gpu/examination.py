@@ -89,7 +89,7 @@ class Examination:
 
     @property
     def has_accelerator(self) -> bool:
-        return bool(self.record["detect"]["data"]["accelerators"])
+        return bool((self.record["detect"]["data"] or {}).get("accelerators"))
 
     @property
     def passed(self) -> bool:
