@@ -53,7 +53,9 @@ ANSWERS = {
 }
 
 # Functions that write what they are given in another form, and add no words of their own.
-_FORMATTERS = frozenset({"format_bytes", "listed", "_duration", "_list", "quoted", "shown_path"})
+_FORMATTERS = frozenset(
+    {"duration", "format_bytes", "joined", "listed", "_list", "quoted", "shown_path"}
+)
 
 _MOST_VARIANTS = 24
 _Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef

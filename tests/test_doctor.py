@@ -57,7 +57,8 @@ from torchenv_magic.environment import Environment, InstalledPackage, Interprete
 from torchenv_magic.expectation import Expectation, write_expectation
 from torchenv_magic.notebook.rendering import diagnosis_html
 from torchenv_magic.selection import Request, select
-from torchenv_magic.verification.report import Findings, ProbeRun, Step
+from torchenv_magic.verification.findings import Findings, Step
+from torchenv_magic.verification.trial import ProbeRun
 
 pytest_plugins = ["tests.target_fixtures"]
 

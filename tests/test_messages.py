@@ -28,7 +28,7 @@ BUILT_ELSEWHERE = {
     ("notebook.magic", "{effects.loaded_words}{kept}"): "notebook.session, tested there",
     ("verification.report", "- {each}"): "the checks that failed",
     ("verification.report", "{messages}"): "the one check that failed",
-    ("verification.report", "{text}"): "what `notebook.session` says of an install beside another",
+    ("verification.judgement", "{text}"): "how a package is there twice or in part, above it",
     ("words", "{message}"): "argparse",
 }
 # Calls that take a hint without making a text.

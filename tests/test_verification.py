@@ -30,15 +30,10 @@ from torchenv_magic.expectation import Expectation
 from torchenv_magic.serialization import from_json, to_json
 from torchenv_magic.verification import Check, Verification, verify
 from torchenv_magic.verification.facts import os_release_name, shortened, told_variables
-from torchenv_magic.verification.report import (
-    ExtensionFindings,
-    Findings,
-    Step,
-    VersionRow,
-    describe_end,
-    has_code_for,
-    judge,
-)
+from torchenv_magic.verification.findings import ExtensionFindings, Findings, Step
+from torchenv_magic.verification.judgement import has_code_for, judge
+from torchenv_magic.verification.report import VersionRow
+from torchenv_magic.verification.trial import describe_end
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
 TAG = f"cp3{sys.version_info[1]}"

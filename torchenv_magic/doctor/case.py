@@ -14,7 +14,7 @@ from torchenv_magic.doctor.examination import Examination
 from torchenv_magic.doctor.problem import install_cure, uv_cure
 from torchenv_magic.environment import InstalledPackage, backend_of_local_version
 from torchenv_magic.selection import Selection
-from torchenv_magic.verification.report import Findings
+from torchenv_magic.verification.findings import Findings
 
 __all__ = ["VENDOR_OF_KIND", "Case", "Remarks", "listed", "stock_version"]
 

@@ -38,7 +38,7 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import TargetError
 from torchenv_magic.expectation import read_expectation
-from torchenv_magic.verification.report import ProbeRun, run_probe
+from torchenv_magic.verification.trial import ProbeRun, run_probe
 
 __all__ = [
     "CondaPackage",

@@ -9,7 +9,7 @@ from torchenv_magic.accelerators.records import Accelerator
 from torchenv_magic.builds.catalog import driver_number
 from torchenv_magic.doctor.case import VENDOR_OF_KIND, Case, Remarks, listed
 from torchenv_magic.doctor.problem import Problem, Severity, install_cure
-from torchenv_magic.verification.report import has_code_for
+from torchenv_magic.verification.judgement import has_code_for
 
 __all__ = ["hardware_problems"]
 

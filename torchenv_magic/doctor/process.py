@@ -10,7 +10,8 @@ from torchenv_magic.doctor.case import Case, Remarks, listed
 from torchenv_magic.doctor.examination import ForeignLibrary
 from torchenv_magic.doctor.problem import Problem, install_cure
 from torchenv_magic.environment import shown_path
-from torchenv_magic.verification.report import DOCTOR_HINT, Check, self_test_checks
+from torchenv_magic.verification.judgement import DOCTOR_HINT, self_test_checks
+from torchenv_magic.verification.report import Check
 
 __all__ = ["import_problems", "path_problems", "session_problems", "shown_file"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from torchenv_magic.verification.report import Check, Verification, verify
+from torchenv_magic.verification.report import Check, Verification
+from torchenv_magic.verification.trial import verify
 
 __all__ = ["Check", "Verification", "verify"]
