@@ -18,7 +18,7 @@ ROWS = [
 HEADER, FRONT_ENDS = ROWS[0], ROWS[1:]
 CELLS = [cell for row in FRONT_ENDS for cell in row[1:]]
 TESTS = dict(re.findall(r"^(\d+)\. `(.+)`$", PAGE, re.MULTILINE))
-SOURCES = re.findall(r"^- ([a-z]): .*\[.+\]", PAGE, re.MULTILINE)
+SOURCES = re.findall(r"^- ([a-z]): [^\[\]]*\[.+\]", PAGE, re.MULTILINE)
 
 
 def test_every_front_end_has_a_word_for_every_feature() -> None:
