@@ -24,7 +24,7 @@ from tests.browser.kernel_environment import (
     make_server_environment,
     run_uv,
 )
-from tests.browser.server import Authentication, FrontEndName, JupyterServer
+from tests.browser.server import Authentication, FrontEndName, JupyterServer, Server
 
 _PAGES = pytest.StashKey[list[FrontEndPage]]()
 BASE_FIXTURE = "browser"
@@ -54,7 +54,7 @@ class OpenPage(Protocol):
 
     def __call__(
         self,
-        server: JupyterServer,
+        server: Server,
         notebook: str,
         *,
         front_end: FrontEndName | None = None,
@@ -146,7 +146,7 @@ def open_page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Open
     request.node.stash[_PAGES] = pages
 
     def open_one(
-        server: JupyterServer,
+        server: Server,
         notebook: str,
         *,
         front_end: FrontEndName | None = None,

@@ -41,7 +41,7 @@ from playwright.sync_api import (
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from tests.browser.server import FrontEndName, JupyterServer
+from tests.browser.server import FrontEndName, Server
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -215,7 +215,7 @@ class Browser:
         self._identity: int | None = None
         self._playwright: Playwright | None = None
         self._chromium: Chromium | None = None
-        self._contexts: dict[tuple[JupyterServer, float], BrowserContext] = {}
+        self._contexts: dict[tuple[Server, float], BrowserContext] = {}
 
     def __enter__(self) -> Browser:
         try:
@@ -249,7 +249,7 @@ class Browser:
 
     def open(
         self,
-        server: JupyterServer,
+        server: Server,
         notebook: str,
         *,
         front_end: FrontEndName | None = None,
@@ -282,13 +282,13 @@ class Browser:
         return page
 
     def make_page(
-        self, server: JupyterServer, notebook: str, *, front_end: FrontEndName | None = None
+        self, server: Server, notebook: str, *, front_end: FrontEndName | None = None
     ) -> FrontEndPage:
         """Return a page that is not open yet, for `FrontEndPage.enter`."""
         kind = front_end or server.front_end
         return (LabPage if kind == "lab" else NotebookPage)(self, server, notebook)
 
-    def context_for(self, server: JupyterServer, scale: float) -> BrowserContext:
+    def context_for(self, server: Server, scale: float) -> BrowserContext:
         """Return the browser session for a server; only for the thread of Playwright."""
         for known in [known for known in self._contexts if not known[0].is_running]:
             self._contexts.pop(known).close()
@@ -348,7 +348,7 @@ class FrontEndPage(ABC):
 
     name: FrontEndName
 
-    def __init__(self, browser: Browser, server: JupyterServer, notebook: str) -> None:
+    def __init__(self, browser: Browser, server: Server, notebook: str) -> None:
         self.browser = browser
         self.server = server
         self.notebook = notebook
@@ -389,12 +389,16 @@ class FrontEndPage(ABC):
         # Leaving a page with unsaved edits asks; nobody is there to answer.
         page.on("dialog", _accept)
         address = self.address()
-        if self.server.token:
+        authentication = self.server.authentication
+        if self.server.token and authentication.kind != "hub":
             address += f"?token={urllib.parse.quote(self.server.token)}"
         page.goto(address)
         password = page.locator("input[name=password]")
-        if self.server.authentication.kind == "password" and password.is_visible():
-            password.fill(self.server.authentication.secret)
+        if authentication.kind == "password" and password.is_visible():
+            password.fill(authentication.secret)
+            password.press("Enter")
+        elif authentication.kind == "hub" and password.is_visible():
+            page.locator("input[name=username]").fill(authentication.secret)
             password.press("Enter")
         self.wait_until_ready(timeout)
 

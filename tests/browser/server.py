@@ -24,6 +24,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ FrontEndName = Literal["lab", "notebook"]
 
 _MODULES: dict[FrontEndName, str] = {"lab": "jupyterlab", "notebook": "notebook"}
 _EXTENSION = "torchenv-magic"
-_MARKER = "TORCHENV_TEST_SERVER"
+MARKER = "TORCHENV_TEST_SERVER"
 """Stands in the environment of the server and so in that of everything that it starts."""
 
 _FOREIGN_VARIABLES = re.compile(
@@ -64,10 +65,11 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """How a server lets people in; made by the four class methods."""
+    """How a server lets people in; made by the five class methods."""
 
-    kind: Literal["automatic", "token", "password", "none"]
+    kind: Literal["automatic", "token", "password", "none", "hub"]
     secret: str = ""
+    """The token, the password, or the name that one logs in by."""
 
     @classmethod
     def automatic(cls) -> Authentication:
@@ -89,6 +91,11 @@ class Authentication:
         """Let everybody in; a POST still needs the XSRF cookie."""
         return cls(kind="none")
 
+    @classmethod
+    def hub(cls, user: str) -> Authentication:
+        """Leave it to a JupyterHub, which takes any password."""
+        return cls(kind="hub", secret=user)
+
     def configuration(self) -> dict[str, Any]:
         """Return the traits for `jupyter_server_config.json`."""
         if self.kind == "token":
@@ -104,53 +111,32 @@ class Authentication:
         return {}
 
 
-@final
-class JupyterServer:
-    """A running server; use it as a context manager.
-
-    `directory` is taken for all that the server writes. `environment` is added to the variables
-    of the server and so of its kernels; None as a value takes a variable away. `configuration` is
-    merged over the server's own by trait class. `python` is the interpreter of the environment
-    whose server and front ends run. Without `plugin` these know nothing of ours, as where this
-    package is in the kernel's environment only. Servers of one user share a `runtime_directory`.
-    """
+class Server(ABC):
+    """A running server as a page and a test see it: its kernels, its documents, its log."""
 
     def __init__(
         self,
         directory: Path,
         *,
-        front_end: FrontEndName = "lab",
-        authentication: Authentication | None = None,
-        base_url: str = "/",
-        environment: Mapping[str, str | None] | None = None,
-        configuration: Mapping[str, Mapping[str, Any]] | None = None,
+        front_end: FrontEndName,
+        authentication: Authentication,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
-        python: Path | None = None,
         plugin: bool = True,
-        runtime_directory: Path | None = None,
     ) -> None:
         self.front_end: FrontEndName = front_end
-        self.authentication = authentication or Authentication.automatic()
-        self.base_url = base_url
+        self.authentication = authentication
+        self.plugin = plugin
         self.home = directory / "home"
         self.root_directory = directory / "root"
         self.configuration_directory = directory / "configuration"
         self.data_directory = directory / "data"
-        self.runtime_directory = runtime_directory or directory / "runtime"
         self.log_file = directory / "server.log"
         self.token = ""
         """The token in force; empty for a password server and for one without authentication."""
         self.url = ""
         """The address of the server with its base URL and a slash at the end; that of a relay for a
         server on a Unix socket, to which no browser speaks."""
-        self._environment = dict(environment or {})
-        self._configuration = configuration or {}
         self._settings = {**_SETTINGS, **(settings or {})}
-        self._python = python or Path(sys.executable)
-        self.plugin = plugin
-        self._identity = uuid.uuid4().hex
-        self._process: subprocess.Popen[bytes] | None = None
-        self._relay: UnixSocketRelay | None = None
         self._cookies = http.cookiejar.CookieJar()
         self._opener = urllib.request.build_opener(
             # The tests set HTTPS_PROXY for the kernels; the way to loopback goes around it.
@@ -160,86 +146,10 @@ class JupyterServer:
             urllib.request.HTTPCookieProcessor(self._cookies),
         )
 
-    def __enter__(self) -> JupyterServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    # --- life ---------------------------------------------------------------------------------
-
-    def start(self, timeout: float = 60) -> None:
-        """Start the server and wait until its API answers; raises `ServerError`."""
-        self.launch()
-        self.wait_until_ready(timeout)
-
-    def launch(self) -> None:
-        """Start the server and return at once, so that two can start side by side."""
-        self._write_configuration()
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._python), "-m", _MODULES[self.front_end]],
-                cwd=self.root_directory,
-                env=self._variables(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A Ctrl-C for pytest is not one for the server, which would ask before it ends.
-                start_new_session=sys.platform != "win32",
-            )
-
-    def wait_until_ready(self, timeout: float = 60) -> None:
-        """Wait until the API of a launched server answers; raises `ServerError`."""
-        try:
-            self._wait_until_ready(time.monotonic() + timeout)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self, timeout: float = 8) -> None:
-        """End the server, its kernels and whatever these left behind."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if self._relay is not None:
-            self._relay.stop()
-        leftovers = self._processes()
-        if process.poll() is None:
-            # SIGTERM makes the server end its kernels itself; nobody is left to restart them.
-            process.terminate()
-            try:
-                process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        # Kernels have sessions of their own, so no signal to a process group reaches them, and a
-        # detached helper is nobody's child: both are known by the variable that they inherited.
-        leftovers += self._processes()
-        for leftover in leftovers:
-            try:
-                leftover.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(leftovers, timeout=timeout)
-
     @property
+    @abstractmethod
     def is_running(self) -> bool:
         """Whether the server was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    def processes(self) -> list[psutil.Process]:
-        """Return every running process that comes from this server, the server left out.
-
-        Kernels, what they started, and detached processes are among them.
-        """
-        server = self._process.pid if self._process is not None else None
-        return [process for process in self._processes() if process.pid != server]
 
     def log(self) -> str:
         """Return what the server and its kernels wrote so far."""
@@ -339,34 +249,16 @@ class JupyterServer:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _write_configuration(self) -> None:
+    def _make_directories(self) -> None:
         for directory in (
             self.home,
             self.root_directory,
             self.configuration_directory,
             self.data_directory,
-            self.runtime_directory,
         ):
             directory.mkdir(parents=True, exist_ok=True)
-        # Tokens stand in files and never on a command line, which every user can read.
-        server: dict[str, Any] = {
-            "ServerApp": {
-                "ip": "127.0.0.1",
-                "port": 0,
-                "base_url": self.base_url,
-                "root_dir": str(self.root_directory),
-                "open_browser": False,
-                "allow_root": True,
-            },
-            # Looking for language servers starts npm, which may go to the network.
-            "LanguageServerManager": {"autodetect": False},
-            **self.authentication.configuration(),
-        }
-        for name, traits in self._configuration.items():
-            server[name] = {**server.get(name, {}), **traits}
-        if "sock" in server["ServerApp"]:
-            del server["ServerApp"]["port"]
-        self._write("jupyter_server_config.json", server)
+
+    def _write_front_end_configuration(self) -> None:
         self._write(
             "jupyter_lab_config.json",
             {
@@ -401,22 +293,194 @@ class JupyterServer:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
+    def _log_in(self) -> str:
+        """Get the cookies of a person at the log-in page and return the XSRF token of it."""
+        address = urllib.parse.urljoin(self.url, "login")
+        if self._cookie("_xsrf") is None:
+            try:
+                self._opener.open(address, timeout=10).close()
+            except urllib.error.HTTPError as error:
+                # Without authentication there is no log-in page, but the answer has the cookie.
+                error.close()
+            if self.authentication.kind == "password":
+                form = {"password": self.authentication.secret, "_xsrf": self._cookie("_xsrf")}
+                data = urllib.parse.urlencode(form).encode()
+                self._opener.open(address, data, timeout=10).close()
+        token = self._cookie("_xsrf")
+        if token is None:
+            raise ServerError("the server set no XSRF cookie")
+        return token
+
+    def _cookie(self, name: str) -> str | None:
+        for cookie in self._cookies:
+            if cookie.name == name:
+                return cookie.value
+        return None
+
+
+@final
+class JupyterServer(Server):
+    """A running server; use it as a context manager.
+
+    `directory` is taken for all that the server writes. `environment` is added to the variables
+    of the server and so of its kernels; None as a value takes a variable away. `configuration` is
+    merged over the server's own by trait class. `python` is the interpreter of the environment
+    whose server and front ends run. Without `plugin` these know nothing of ours, as where this
+    package is in the kernel's environment only. Servers of one user share a `runtime_directory`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        front_end: FrontEndName = "lab",
+        authentication: Authentication | None = None,
+        base_url: str = "/",
+        environment: Mapping[str, str | None] | None = None,
+        configuration: Mapping[str, Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        python: Path | None = None,
+        plugin: bool = True,
+        runtime_directory: Path | None = None,
+    ) -> None:
+        super().__init__(
+            directory,
+            front_end=front_end,
+            authentication=authentication or Authentication.automatic(),
+            settings=settings,
+            plugin=plugin,
+        )
+        self.base_url = base_url
+        self.runtime_directory = runtime_directory or directory / "runtime"
+        self._environment = dict(environment or {})
+        self._configuration = configuration or {}
+        self._python = python or Path(sys.executable)
+        self._identity = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+        self._relay: UnixSocketRelay | None = None
+
+    def __enter__(self) -> JupyterServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def start(self, timeout: float = 60) -> None:
+        """Start the server and wait until its API answers; raises `ServerError`."""
+        self.launch()
+        self.wait_until_ready(timeout)
+
+    def launch(self) -> None:
+        """Start the server and return at once, so that two can start side by side."""
+        self._write_configuration()
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._python), "-m", _MODULES[self.front_end]],
+                cwd=self.root_directory,
+                env=self._variables(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C for pytest is not one for the server, which would ask before it ends.
+                start_new_session=sys.platform != "win32",
+            )
+
+    def wait_until_ready(self, timeout: float = 60) -> None:
+        """Wait until the API of a launched server answers; raises `ServerError`."""
+        try:
+            self._wait_until_ready(time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, timeout: float = 8) -> None:
+        """End the server, its kernels and whatever these left behind."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if self._relay is not None:
+            self._relay.stop()
+        leftovers = self._processes()
+        if process.poll() is None:
+            # SIGTERM makes the server end its kernels itself; nobody is left to restart them.
+            process.terminate()
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        # Kernels have sessions of their own, so no signal to a process group reaches them, and a
+        # detached helper is nobody's child: both are known by the variable that they inherited.
+        leftovers += self._processes()
+        for leftover in leftovers:
+            try:
+                leftover.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(leftovers, timeout=timeout)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def processes(self) -> list[psutil.Process]:
+        """Return every running process that comes from this server, the server left out.
+
+        Kernels, what they started, and detached processes are among them.
+        """
+        server = self._process.pid if self._process is not None else None
+        return [process for process in self._processes() if process.pid != server]
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _write_configuration(self) -> None:
+        self._make_directories()
+        self.runtime_directory.mkdir(parents=True, exist_ok=True)
+        # Tokens stand in files and never on a command line, which every user can read.
+        server: dict[str, Any] = {
+            "ServerApp": {
+                "ip": "127.0.0.1",
+                "port": 0,
+                "base_url": self.base_url,
+                "root_dir": str(self.root_directory),
+                "open_browser": False,
+                "allow_root": True,
+            },
+            # Looking for language servers starts npm, which may go to the network.
+            "LanguageServerManager": {"autodetect": False},
+            **self.authentication.configuration(),
+        }
+        for name, traits in self._configuration.items():
+            server[name] = {**server.get(name, {}), **traits}
+        if "sock" in server["ServerApp"]:
+            del server["ServerApp"]["port"]
+        self._write("jupyter_server_config.json", server)
+        self._write_front_end_configuration()
+
     def _variables(self) -> dict[str, str]:
-        variables: dict[str, str | None] = {
+        return {
             name: value
-            for name, value in os.environ.items()
-            if not _FOREIGN_VARIABLES.match(name.upper())
+            for name, value in {
+                **own_variables(),
+                "HOME": str(self.home),
+                "USERPROFILE": str(self.home),
+                "JUPYTER_CONFIG_DIR": str(self.configuration_directory),
+                "JUPYTER_DATA_DIR": str(self.data_directory),
+                "JUPYTER_RUNTIME_DIR": str(self.runtime_directory),
+                MARKER: self._identity,
+                **self._environment,
+            }.items()
+            if value is not None
         }
-        variables |= {
-            "HOME": str(self.home),
-            "USERPROFILE": str(self.home),
-            "JUPYTER_CONFIG_DIR": str(self.configuration_directory),
-            "JUPYTER_DATA_DIR": str(self.data_directory),
-            "JUPYTER_RUNTIME_DIR": str(self.runtime_directory),
-            _MARKER: self._identity,
-        }
-        variables |= self._environment
-        return {name: value for name, value in variables.items() if value is not None}
 
     def _wait_until_ready(self, deadline: float) -> None:
         process = self._process
@@ -461,42 +525,32 @@ class JupyterServer:
         except OSError:
             return False
 
-    def _log_in(self) -> str:
-        """Get the cookies of a person at the log-in page and return the XSRF token of it."""
-        address = urllib.parse.urljoin(self.url, "login")
-        if self._cookie("_xsrf") is None:
-            try:
-                self._opener.open(address, timeout=10).close()
-            except urllib.error.HTTPError as error:
-                # Without authentication there is no log-in page, but the answer has the cookie.
-                error.close()
-            if self.authentication.kind == "password":
-                form = {"password": self.authentication.secret, "_xsrf": self._cookie("_xsrf")}
-                data = urllib.parse.urlencode(form).encode()
-                self._opener.open(address, data, timeout=10).close()
-        token = self._cookie("_xsrf")
-        if token is None:
-            raise ServerError("the server set no XSRF cookie")
-        return token
-
-    def _cookie(self, name: str) -> str | None:
-        for cookie in self._cookies:
-            if cookie.name == name:
-                return cookie.value
-        return None
-
     def _processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARKER) == self._identity:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
+        return processes_of(self._identity)
 
     def _log_end(self) -> str:
         return self.log()[-3000:]
+
+
+def own_variables() -> dict[str, str]:
+    """Return this process's environment without what would decide something in a server."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not _FOREIGN_VARIABLES.match(name.upper())
+    }
+
+
+def processes_of(identity: str) -> list[psutil.Process]:
+    """Return every process whose environment has this identity as its `MARKER`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == identity:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
 
 
 @final

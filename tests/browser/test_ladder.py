@@ -7,9 +7,7 @@ of the PyTorch index. The servers live as long as this module, each started when
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,21 +21,24 @@ import trustme
 
 from tests.browser.fixtures import OpenPage
 from tests.browser.front_end import FrontEndPage
-from tests.browser.kernel_environment import KernelEnvironment
 from tests.browser.server import Authentication, FrontEndName, JupyterServer
+from tests.browser.visit import (
+    KEPT,
+    KERNEL,
+    OTHERS_COMM,
+    PROOF,
+    UNSAVED,
+    Visit,
+    make_place,
+    place_variables,
+    restarts,
+    start_visit,
+)
 from tests.standin import StandIn
 from tests.workplace import Workplace
 from torchenv_magic.notebook.cells import VERIFICATION_SOURCE
 
 pytestmark = pytest.mark.browser
-
-INSTALL = "%load_ext torchenv_magic\n%torchenv install cpu"
-PROOF = re.compile(r"^PyTorch works$", re.MULTILINE)
-UNSAVED = "# typed, and never saved"
-OTHERS_COMM = "Comm not found for comm id"
-"""Said by a front end of a comm that another page of the kernel, or the page before, has opened."""
-KEPT = 2
-"""The cell whose source a test changes without saving it."""
 
 NO_RESTARTS = """\
 from jupyter_server.auth import Authorizer
@@ -124,18 +125,13 @@ class Servers:
         return {}
 
     def _start(self, name: str, **options: Any) -> JupyterServer:
-        standin = self.place.standin
-        child = standin.environment(self.place.cache, hermetic=True)
-        environment: dict[str, str | None] = {**dict.fromkeys(child.unset), **child.set}
-        # Else the wheel in that folder would be an offer.
-        environment["PIP_FIND_LINKS"] = None
-        environment["TORCHENV_CACHE_DIR"] = str(self.directory / "torchenv-cache")
+        environment = place_variables(self.place)
         environment |= options.pop("environment", {})
         server = JupyterServer(
             self.directory / name.replace(" ", "-"), environment=environment, **options
         )
         self.place.environment.write_kernelspec(
-            server.data_directory, name=self.place.kernel_name, display_name="of the test"
+            server.data_directory, name=KERNEL, display_name="of the test"
         )
         return self._stack.enter_context(server)
 
@@ -169,15 +165,7 @@ def servers(
     request: pytest.FixtureRequest,
 ) -> Iterator[Servers]:
     directory = tmp_path_factory.mktemp("ladder")
-    place = Workplace(
-        environment=KernelEnvironment.create(
-            directory / "kernel", python=sys.executable, cache=uv_cache, project_wheel=project_wheel
-        ),
-        standin=standin,
-        directory=directory,
-        cache=directory / "uv-cache",
-    )
-    place._base = frozenset(place._dist_infos())
+    place = make_place(directory, standin=standin, cache=uv_cache, wheel=project_wheel)
     servers = Servers(
         directory=directory,
         place=place,
@@ -187,78 +175,6 @@ def servers(
     servers.stop()
 
 
-@dataclass(kw_only=True)
-class Visit:
-    """A notebook in which a person installs: what was there before, and what has to be after."""
-
-    page: FrontEndPage
-    log: Path
-    kernel_id: str
-    process: str
-    plugin: bool
-
-    @property
-    def rungs(self) -> list[str]:
-        """The rungs that were tried, in order, as the log has them."""
-        return re.findall(r"restart: trying ([\w-]+)", self.log.read_text(encoding="utf-8"))
-
-    @property
-    def failures(self) -> list[str]:
-        """What the log says of rungs that failed."""
-        return re.findall(
-            r"^WARNING restart: (.*)", self.log.read_text(encoding="utf-8"), re.MULTILINE
-        )
-
-    def install(self) -> None:
-        """Run the magic, and wait for the proof, wherever it comes."""
-        self.page.run_cell(1, wait=False)
-        self.wait_until_verified()
-
-    def wait_until_verified(self, timeout: float = 60) -> None:
-        deadline = time.monotonic() + timeout
-        while not any(PROOF.search(text) for text in self.outputs()):
-            assert time.monotonic() < deadline, "\n".join(self.page.describe())
-            # The page's own clock: its events are handled meanwhile.
-            self.page.perform(lambda raw: raw.wait_for_timeout(40))
-
-    def outputs(self) -> list[str]:
-        return [self.page.cell_output_text(index) for index in range(len(self.page.cells()))]
-
-    def assert_kept(self, *, process: str = "another", console: tuple[str, ...] = ()) -> None:
-        """Nothing of the person's is lost, nothing frightens, and the kernel is a fresh one.
-
-        `console` is what the front end itself may say to the console.
-        """
-        page = self.page
-        page.wait_for_kernel("idle")
-        assert page.dialogs() == []
-        assert page.kernel_id() == self.kernel_id
-        cells = page.cells()
-        sources = [cell.source for cell in cells]
-        assert sources.count(VERIFICATION_SOURCE) == 1
-        assert sources[2] == VERIFICATION_SOURCE
-        assert sources[3] == UNSAVED
-        assert page.is_dirty()
-        assert page.cell_output_text(0).strip() == self.process
-        assert "the kernel was restarted" in page.cell_output_text(1)
-        assert not [
-            output
-            for cell in cells
-            for output in cell.outputs
-            if output["output_type"] == "error" or output.get("name") == "stderr"
-        ]
-        # Said by a front end when the kernel asks for a plugin that it doesn't have.
-        known = console if self.plugin else ("Exception opening new comm", *console)
-        assert [
-            error for error in page.console_errors() if not any(part in error for part in known)
-        ] == []
-        asking = page.add_cell("import os\nprint(os.getpid(), 'held' in globals())")
-        assert page.run_cell(asking) == "ok"
-        now, held = page.cell_output_text(asking).split()
-        assert held == "False"
-        assert (now == self.process) == (process == "the same")
-
-
 @pytest.fixture
 def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Callable[..., Visit]]:
     """Open a notebook on a server by its name; type something into it; and leave it unsaved."""
@@ -266,42 +182,15 @@ def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Cal
     def open_one(
         name: str, *, front_end: FrontEndName | None = None, logging: bool = True
     ) -> Visit:
-        server = servers[name]
-        log = tmp_path / "kernel.log"
-        # Written by the process that goes: after the restart nobody listens any more.
-        listen = (
-            "import logging\n"
-            f"logging.basicConfig(filename={str(log)!r}, format='%(levelname)s %(message)s')\n"
-            "logging.getLogger('torchenv_magic').setLevel('INFO')\n"
-        )
-        notebook = server.create_notebook(
-            "ladder.ipynb",
-            [
-                f"{listen if logging else ''}import os\nheld = 1\nprint(os.getpid())",
-                INSTALL,
-                "print('not run')",
-            ],
-            kernel_name=servers.place.kernel_name,
-        )
-        page = open_page(server, notebook, front_end=front_end)
-        assert page.run_cell(0) == "ok"
-        page.save()
-        page.edit_cell(KEPT, UNSAVED)
-        return Visit(
-            page=page,
-            log=log,
-            kernel_id=page.kernel_id(),
-            process=page.cell_output_text(0).strip(),
-            plugin=server.plugin,
+        return start_visit(
+            open_page,
+            servers[name],
+            log=tmp_path / "kernel.log" if logging else None,
+            front_end=front_end,
         )
 
     yield open_one
     servers.place.clear()
-
-
-def restarts(server: JupyterServer, kernel_id: str) -> int:
-    """Return how often a server was asked to restart a kernel, and did."""
-    return server.log().count(f"Kernel restarted: {kernel_id}")
 
 
 # --- without the plugin ---------------------------------------------------------------------------
@@ -342,12 +231,12 @@ def test_of_two_servers_of_one_user_the_kernel_s_own_is_asked(
 ) -> None:
     """Their files lie in one directory; the other one's kernel is left alone."""
     other = servers["none"]
-    beside = other.create_notebook("beside.ipynb", [], kernel_name=servers.place.kernel_name)
+    beside = other.create_notebook("beside.ipynb", [], kernel_name=KERNEL)
     other.start_kernel_for(beside)
     (kernel,) = other.kernels()
     # Without a log of its own, as everywhere else: nothing of it comes into the notebook.
     here = visit("token", logging=False)
-    assert here.page.server.runtime_directory == other.runtime_directory
+    assert servers["token"].runtime_directory == other.runtime_directory
     here.install()
     here.assert_kept()
     assert restarts(here.page.server, here.kernel_id) == 1
