@@ -86,3 +86,92 @@ def test_axe_finds_no_fault_in_any_state(theme: Any, gallery: FrontEndPage) -> N
     gallery.resize(1100, 1400)
     found = {name: faults(gallery, index) for index, name in enumerate(NAMES)}
     assert {name: list_of for name, list_of in found.items() if list_of} == {}
+
+
+def test_axe_finds_no_fault_in_the_high_contrast_theme(gallery: FrontEndPage) -> None:
+    name = "JupyterLab Dark High Contrast"
+    gallery.execute_command("apputils:change-theme", {"theme": name})
+    gallery.perform(
+        lambda page: page.wait_for_function(
+            "name => document.body.dataset.jpThemeName === name"
+            " && document.getElementById('jupyterlab-splash') === null",
+            arg=name,
+        )
+    )
+    gallery.resize(1100, 1400)
+    found = {name: faults(gallery, index) for index, name in enumerate(NAMES)}
+    gallery.set_theme("light")
+    assert {name: list_of for name, list_of in found.items() if list_of} == {}
+
+
+# Whatever sticks out of its picker, or is cut off in it.
+_OVERFLOWS = """() => [...document.querySelectorAll('.torchenv-picker')].flatMap(picker => {
+  const frame = picker.getBoundingClientRect();
+  return [...picker.querySelectorAll('*')].filter(element => {
+    const box = element.getBoundingClientRect();
+    return box.width > 0 && element.closest('.torchenv-scroll') === null
+      && (box.right > frame.right + 1 || box.left < frame.left - 1);
+  }).map(element => element.outerHTML.slice(0, 120));
+})"""
+
+
+@pytest.mark.parametrize("direction", ["ltr", "rtl"])
+@pytest.mark.parametrize("width", [320, 400, 1100])
+def test_nothing_sticks_out_of_the_picker(
+    width: int, direction: str, gallery: FrontEndPage
+) -> None:
+    def shape(page: Page) -> Any:
+        page.evaluate("direction => { document.documentElement.dir = direction; }", direction)
+        cell = page.locator(".jp-Notebook").first
+        cell.evaluate("(notebook, width) => { notebook.style.maxWidth = width + 'px'; }", width)
+        page.wait_for_function(
+            "width => document.querySelector('.torchenv-picker').offsetWidth < width", arg=width
+        )
+        found = page.evaluate(_OVERFLOWS)
+        page.evaluate("document.documentElement.dir = ''")
+        cell.evaluate("notebook => { notebook.style.maxWidth = ''; }")
+        return found
+
+    assert gallery.perform(shape) == []
+
+
+def test_in_right_to_left_the_reading_begins_at_the_right(gallery: FrontEndPage) -> None:
+    index = NAMES.index("ready")
+
+    def places(page: Page) -> Any:
+        page.evaluate("document.documentElement.dir = 'rtl'")
+        found = (
+            gallery.output(index)
+            .locator(".torchenv-picker")
+            .evaluate(
+                """picker => {
+              const left = selector => picker.querySelector(selector).getBoundingClientRect().left;
+              const [primary, secondary] = picker.querySelectorAll('button');
+              return {
+                radio: left('.widget-radio-box input') > left('.widget-radio-box label'),
+                title: left('th') > left('td'),
+                field: left('.widget-text label') > left('.widget-text input'),
+                buttons: primary.getBoundingClientRect().left
+                  > secondary.getBoundingClientRect().left,
+              };
+            }"""
+            )
+        )
+        page.evaluate("document.documentElement.dir = ''")
+        return found
+
+    assert set(gallery.perform(places).values()) == {True}
+
+
+def test_buttons_have_an_edge_for_the_system_to_paint(gallery: FrontEndPage) -> None:
+    """Where colours are forced, a button without a border looks like a word."""
+
+    def edges(page: Page) -> Any:
+        return page.evaluate(
+            """() => [...document.querySelectorAll('.torchenv-picker button')].map(button => {
+              const style = getComputedStyle(button);
+              return style.borderStyle === 'solid' && parseFloat(style.borderWidth) >= 1;
+            })"""
+        )
+
+    assert set(gallery.perform(edges)) == {True}

@@ -25,6 +25,7 @@ from torchenv_magic.notebook.rendering import (
     log_html,
     progress_words,
     status_rows,
+    summary_html,
     title_html,
     words_html,
 )
@@ -255,10 +256,8 @@ def _others(items: list[Alternative]) -> str:
     if not items:
         return ""
     words = "1 build that does" if len(items) == 1 else f"{len(items)} builds that do"
-    return (
-        f"<div class='torchenv torchenv-wide'><details><summary>{words} not fit here, and why"
-        f"</summary>{alternatives_html(items, None)}</details></div>"
-    )
+    summary = summary_html(f"{words} not fit here, and why")
+    return _block(f"<details>{summary}{alternatives_html(items, None)}</details>")
 
 
 # ---------------------------------------------------------------------------------------- the words

@@ -79,6 +79,10 @@ PICKER_STYLE = """<style>
   display: flex; align-items: center; gap: 0.4em; width: auto; line-height: 1.5;
 }
 .torchenv-picker .widget-checkbox input { position: static; margin: 0; }
+.torchenv-picker :is(.widget-label, .widget-radio-box label, .jupyter-button) {
+  unicode-bidi: plaintext;
+}
+.torchenv-picker :is(.widget-label, .widget-radio-box label):dir(rtl) { text-align: right; }
 .torchenv-row { display: flex; flex-flow: row wrap; gap: 0.6rem 1.2rem; align-items: center; }
 .torchenv-row:has(> .jupyter-button) { gap: 0.6rem; }
 

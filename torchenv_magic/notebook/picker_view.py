@@ -16,7 +16,7 @@ import ipywidgets as widgets
 
 from torchenv_magic.notebook.picker_look import RESTART, Choices, Look
 from torchenv_magic.notebook.picker_style import PICKER_STYLE
-from torchenv_magic.notebook.rendering import STYLE
+from torchenv_magic.notebook.rendering import STYLE, summary_html
 
 __all__ = ["PickerView"]
 
@@ -116,7 +116,7 @@ class PickerView:
 
     @cached_property
     def _log_switch(self) -> widgets.HTML:
-        switch = self._html("<div class='torchenv'><details><summary>Log</summary></details></div>")
+        switch = self._html(f"<div class='torchenv'><details>{summary_html('Log')}</details></div>")
         switch.add_class("torchenv-log-switch")
         return switch
 

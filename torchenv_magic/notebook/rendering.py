@@ -33,6 +33,7 @@ __all__ = [
     "record_html",
     "status_html",
     "status_rows",
+    "summary_html",
     "title_html",
     "words_html",
 ]
@@ -48,6 +49,9 @@ STYLE = """<style>
   text-wrap: pretty;
 }
 .torchenv p { margin: 0.3em 0; }
+/* The words are English wherever they stand: their order is their own, their edge is the page's. */
+.torchenv :is(p, td, th) { unicode-bidi: plaintext; }
+.torchenv:dir(rtl) :is(p, td:nth-child(n), th:nth-child(n)) { text-align: right; }
 .torchenv p.torchenv-title { font-size: 1.2em; margin: 0.2em 0 0.5em; }
 .torchenv strong { font-weight: 600; }
 .torchenv table, .jp-RenderedHTMLCommon .torchenv table {
@@ -155,14 +159,16 @@ def title_html(text: str, *, tone: str = "") -> str:
     return f"<p class='torchenv-title{toned}'><strong>{escape(text)}</strong></p>"
 
 
+def summary_html(text: str) -> str:
+    """Return the line that unfolds what follows it."""
+    # Its marker goes with the page's direction, and its words with their own.
+    return f"<summary><bdi>{escape(text)}</bdi></summary>"
+
+
 def log_html(lines: Iterable[str], *, title: str = "log") -> str:
     """Return the lines folded, without the style sheet."""
     text = "\n".join(lines)
-    return (
-        f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
-        if text
-        else ""
-    )
+    return f"<details>{summary_html(title)}<pre>{escape(text)}</pre></details>" if text else ""
 
 
 def _devices_html(host: Host) -> str:
@@ -268,10 +274,11 @@ def changes_html(plan: Plan) -> str:
     if plan.nothing_to_do:
         return ""
     count = len(plan.changes)
+    words = f"{count} package{'' if count == 1 else 's'}, one by one"
     titles = ("Package", "Change", "Now", "Then")
     head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
     return (
-        f"<details><summary>{count} package{'' if count == 1 else 's'}, one by one</summary>"
+        f"<details>{summary_html(words)}"
         f"<div class='torchenv-scroll'><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(map(_change_row, by_importance(plan.changes)))}</tbody></table></div>"
         "</details>"
