@@ -43,7 +43,7 @@ from torchenv_magic.notebook.rendering import (
 )
 from torchenv_magic.notebook.restart import Restart, RungChoice, colab_restart_button
 from torchenv_magic.notebook.session import SessionEffects, describe_session
-from torchenv_magic.notebook.verification_table import verification_html
+from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status, read_repaired, read_status
 from torchenv_magic.verification import Verification, verify
@@ -191,7 +191,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
 
 
 def _cancelled() -> InstallCancelled:
-    return InstallCancelled("Cancelled. The environment is as it was.")
+    return InstallCancelled("Cancelled; the environment is as it was")
 
 
 def _stop(job: Job, view: _View) -> None:
@@ -406,8 +406,7 @@ class _View:
         self._put({"text/html": html, "text/plain": text})
 
     def show(self, verification: Verification, *, lead: str) -> None:
-        html = verification_html(verification, lead=lead)
-        self._put({"text/html": html, "text/plain": f"{lead}\n{verification}"})
+        self._put(verification_bundle(verification, lead=lead))
 
     def clear(self) -> None:
         if self._shown:
