@@ -48,6 +48,12 @@ STYLE = """<style>
   overflow-wrap: anywhere;
   text-wrap: pretty;
 }
+/* In VS Code the light colours of ipywidgets hold on the whole page. Widgets stand on white there,
+   other outputs on the theme's own background. */
+body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
+  --jp-ui-font-color1: var(--vscode-editor-foreground);
+  --jp-ui-font-color2: var(--vscode-descriptionForeground);
+}
 .torchenv p { margin: 0.3em 0; }
 /* The words are English wherever they stand: their order is their own, their edge is the page's. */
 .torchenv :is(p, td, th) { unicode-bidi: plaintext; }
