@@ -129,7 +129,7 @@ def test_an_interrupt_in_the_console_cancels(workplace: Workplace) -> None:
         session.type("%torchenv install cpu")
         session.expect(r"[\d.]+ [kM]?B of 1\.\d MB")
         session.child.sendintr()
-        session.expect(r"Cancelled\. The environment is as it was\.")
+        session.expect(r"Cancelled; the environment is as it was")
         assert "42" in session.ask("print(6 * 7)")
     assert workplace.versions() == {}
 
@@ -163,7 +163,7 @@ def test_an_interrupt_in_ipython_cancels_and_shows_no_traceback(workplace: Workp
         session.type("%torchenv install cpu")
         session.expect(r"[\d.]+ [kM]?B of 1\.\d MB")
         session.child.sendintr()
-        session.expect(r"Cancelled\. The environment is as it was\.")
+        session.expect(r"Cancelled; the environment is as it was")
         answer = session.ask("print(6 * 7)")
         assert "42" in answer
         assert "Traceback" not in answer

@@ -125,9 +125,9 @@ def test_interrupt_stops_uv_and_leaves_all_as_it_was(
     assert reply["status"] == "error"
     assert (reply["ename"], reply["traceback"]) == (
         "InstallCancelled",
-        ["Cancelled. The environment is as it was."],
+        ["Cancelled; the environment is as it was"],
     )
-    assert shown(kernel, request) == ["Cancelled. The environment is as it was."]
+    assert shown(kernel, request) == ["Cancelled; the environment is as it was"]
     assert not uv_processes(manager)
     assert took < 2
     assert kernel.reply(queued)["status"] == "aborted"
