@@ -900,6 +900,14 @@ def test_gpu_without_code_in_the_build_is_told_apart_from_other_failures() -> No
             "free memory: `rocm-smi --showpids` shows",
         ),
         (
+            Step(
+                name="product",
+                failure="CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+            ),
+            {},
+            "end the other process on the device: `nvidia-smi` shows it",
+        ),
+        (
             Step(name="convolution", failure="RuntimeError: cuDNN error"),
             {},
             "`%torchenv doctor` tells",

@@ -122,7 +122,7 @@ def published(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
     shell.display_pub = publisher
     yield publisher.outputs
     atexit.unregister(shell.atexit_operations)
-    shell.atexit_operations()
+    shell.atexit_operations()  # type: ignore[no-untyped-call]
     InteractiveShell.clear_instance()
     sys.displayhook, sys.excepthook = displayhook, excepthook
 

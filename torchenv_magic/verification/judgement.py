@@ -393,6 +393,8 @@ def _failure_hint(step: Step, findings: Findings) -> str:
     failure = (step.failure or "").lower()
     if "out of memory" in failure or "not enough memory" in failure or "memoryerror" in failure:
         return f"free memory: {_monitor(findings)} shows which process holds it"
+    if "busy or unavailable" in failure:  # one process at a time may have it, by its setting
+        return f"end the other process on the device: {_monitor(findings)} shows it"
     if step.name == "product":
         return "`%torchenv` shows which builds fit this machine"
     return DOCTOR_HINT
