@@ -37,6 +37,7 @@ from torchenv_magic.notebook.job import Job, expected
 from torchenv_magic.notebook.picker_look import (
     BUSY,
     EDITABLE,
+    TITLE,
     PickerModel,
     PickerState,
     choices,
@@ -156,10 +157,12 @@ class Picker:
     def _summary(self) -> dict[str, Any]:
         """Return the widget with what stands in its place in a saved notebook."""
         status = self.status
+        # What is shown in a saved notebook is not what is there when it is read.
+        title = f"{TITLE}, when the picker was opened"
         return {
             **self.view.root._repr_mimebundle_(),
-            "text/plain": str(status) if status else "PyTorch for this kernel",
-            "text/html": status_html(status) if status else message_html("PyTorch for this kernel"),
+            "text/plain": f"{title}\n{status}" if status else title,
+            "text/html": status_html(status, title=title) if status else message_html(title),
         }
 
     def _display(self, display_id: str, bundle: dict[str, Any], *, update: bool = False) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "BUSY",
     "EDITABLE",
     "RESTART",
+    "TITLE",
     "Choices",
     "Look",
     "PickerModel",

@@ -226,7 +226,7 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
     return rows
 
 
-def status_html(status: Status) -> str:
+def status_html(status: Status, *, title: str = "") -> str:
     """Return the status as a small table."""
     chosen = status.selection.backend
     name = (
@@ -235,7 +235,7 @@ def status_html(status: Status) -> str:
         else ""
     )
     rows = [*status_rows(status), ("Recommended", f"{name}{words_html(status.selection.reason)}")]
-    return block_html(facts_html(rows))
+    return block_html(title_html(title) if title else "", facts_html(rows))
 
 
 def alternatives_html(alternatives: Iterable[Alternative], chosen: object) -> str:
