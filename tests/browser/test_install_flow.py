@@ -8,85 +8,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.browser.fixtures import MakeKernelEnvironment, MakeServer, OpenPage
+from tests.browser.fixtures import OpenPage
 from tests.browser.front_end import FrontEndPage
-from tests.browser.kernel_environment import KernelEnvironment
-from tests.browser.server import Authentication, FrontEndName, JupyterServer
+from tests.browser.server import Authentication
+from tests.browser.stage import LOAD, MakeStage, assert_calm
 from tests.standin import INDEX_HOST, StandIn
 
 pytestmark = pytest.mark.browser
 
-LOAD = "%load_ext torchenv_magic"
 INSTALL = "Install and restart kernel"
 VERIFICATION_CELL = "%load_ext torchenv_magic\n%torchenv verify"
 MADE_RATE = 400_000
 """Bytes per second: slow enough that a made wheel's download can be watched and cancelled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One server with one kernel environment behind it."""
-
-    server: JupyterServer
-    environment: KernelEnvironment
-    kernel: str
-    cache: Path
-
-    def notebook(self, name: str, *cells: str) -> str:
-        return self.server.create_notebook(name, cells, kernel_name=self.kernel)
-
-    def uv_processes(self) -> list[str]:
-        """Return the command lines of running uvs that work on this environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-            except psutil.Error:
-                continue
-            if words and Path(words[0]).stem == "uv" and str(self.environment.python) in str(words):
-                found.append(" ".join(words))
-        return found
-
-
-@pytest.fixture
-def stage(
-    tmp_path: Path,
-    fresh_standin: StandIn,
-    make_server: MakeServer,
-    make_kernel_environment: MakeKernelEnvironment,
-) -> Callable[..., Stage]:
-    def make(
-        *,
-        front_end: FrontEndName = "lab",
-        python: str | None = None,
-        hermetic: bool = True,
-        authentication: Authentication | None = None,
-        plugin: bool = True,
-        extra: Mapping[str, str | None] | None = None,
-    ) -> Stage:
-        cache = tmp_path / "uv-cache"
-        child = fresh_standin.environment(cache, hermetic=hermetic)
-        variables: dict[str, str | None] = {**dict.fromkeys(child.unset), **child.set}
-        # Else the wheel in that folder would be an offer, where a test wants the index alone.
-        variables["PIP_FIND_LINKS"] = None
-        environment = make_kernel_environment(python)
-        server = make_server(
-            front_end=front_end,
-            authentication=authentication,
-            plugin=plugin,
-            environment={**variables, **(extra or {})},
-        )
-        kernel = environment.write_kernelspec(server.data_directory)
-        return Stage(server, environment, kernel, cache)
-
-    return make
 
 
 def watch_bar(page: FrontEndPage, index: int, *, until: str, timeout: float = 120) -> list[float]:
@@ -104,14 +41,6 @@ def watch_bar(page: FrontEndPage, index: int, *, until: str, timeout: float = 12
     raise AssertionError(f"`{until}` did not come: {page.cell_output_text(index)}")
 
 
-def assert_calm(page: FrontEndPage) -> None:
-    """Nothing frightening is on the screen."""
-    assert page.dialogs() == []
-    # What JupyterLab itself writes where the kernel asks for a plugin that is not there.
-    known = [] if page.server.plugin else ["Exception opening new comm"]
-    assert [error for error in page.console_errors() if error not in known] == []
-
-
 def assert_verified(page: FrontEndPage, index: int, version: str) -> None:
     text = page.cell_output_text(index)
     assert "PyTorch works" in text
@@ -121,7 +50,7 @@ def assert_verified(page: FrontEndPage, index: int, version: str) -> None:
 
 @pytest.mark.real_wheel
 def test_the_real_wheel_by_clicking_in_jupyterlab(
-    stage: Callable[..., Stage],
+    stage: MakeStage,
     fresh_standin: StandIn,
     real_wheel: Path,
     open_page: OpenPage,
@@ -175,7 +104,7 @@ def test_the_real_wheel_by_clicking_in_jupyterlab(
 
 @pytest.mark.real_wheel
 def test_the_real_wheel_under_run_all_in_jupyterlab(
-    stage: Callable[..., Stage],
+    stage: MakeStage,
     fresh_standin: StandIn,
     real_wheel: Path,
     open_page: OpenPage,
@@ -209,7 +138,7 @@ def test_the_real_wheel_under_run_all_in_jupyterlab(
 @pytest.mark.parametrize("python", ["3.12", "3.13"])
 def test_another_python_by_clicking_in_notebook_7(
     python: str,
-    stage: Callable[..., Stage],
+    stage: MakeStage,
     open_page: OpenPage,
     fresh_standin: StandIn,
 ) -> None:
@@ -233,7 +162,7 @@ def test_another_python_by_clicking_in_notebook_7(
 
 
 def test_cancel_leaves_the_environment_as_it_was(
-    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+    stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage
 ) -> None:
     fresh_standin.rate = MADE_RATE
     here = stage()
@@ -264,7 +193,7 @@ def test_cancel_leaves_the_environment_as_it_was(
 
 
 def test_interrupt_stops_the_picker_s_install(
-    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+    stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage
 ) -> None:
     fresh_standin.rate = MADE_RATE
     here = stage()
@@ -287,7 +216,7 @@ def test_interrupt_stops_the_picker_s_install(
 
 
 def test_interrupt_stops_the_word_and_the_kernel_goes_on(
-    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage
+    stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage
 ) -> None:
     fresh_standin.rate = MADE_RATE
     here = stage()
@@ -303,7 +232,7 @@ def test_interrupt_stops_the_word_and_the_kernel_goes_on(
     page.interrupt()
     while here.uv_processes():
         assert time.monotonic() - pressed < 2, "uv did not end within 2 s"
-    page.wait_for_output(1, "Cancelled. The environment is as it was.")
+    page.wait_for_output(1, "Cancelled; the environment is as it was")
     page.wait_for_kernel("idle")
     assert "Traceback" not in page.cell_output_text(1)
     assert here.environment.snapshot() == before
@@ -312,9 +241,7 @@ def test_interrupt_stops_the_word_and_the_kernel_goes_on(
     assert_calm(page)
 
 
-def test_a_session_that_holds_work_is_asked_first(
-    stage: Callable[..., Stage], open_page: OpenPage
-) -> None:
+def test_a_session_that_holds_work_is_asked_first(stage: MakeStage, open_page: OpenPage) -> None:
     here = stage()
     page = open_page(
         here.server,
@@ -335,7 +262,7 @@ def test_a_session_that_holds_work_is_asked_first(
 
 
 def test_the_wheel_folder_is_offered_where_the_index_is_away(
-    stage: Callable[..., Stage], fresh_standin: StandIn, open_page: OpenPage, tmp_path: Path
+    stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage, tmp_path: Path
 ) -> None:
     folder = tmp_path / "wheels"
     folder.mkdir()
@@ -357,9 +284,7 @@ def test_the_wheel_folder_is_offered_where_the_index_is_away(
     assert_calm(page)
 
 
-def test_a_password_server_restarts_by_re_exec(
-    stage: Callable[..., Stage], open_page: OpenPage
-) -> None:
+def test_a_password_server_restarts_by_re_exec(stage: MakeStage, open_page: OpenPage) -> None:
     here = stage(authentication=Authentication.password("correct horse"), plugin=False)
     page = open_page(here.server, here.notebook("password.ipynb", f"{LOAD}\n%torchenv install cpu"))
     page.run_cell(0, timeout=120)
@@ -369,7 +294,7 @@ def test_a_password_server_restarts_by_re_exec(
     page.wait_for_kernel("idle")
 
 
-def test_keyboard_only(stage: Callable[..., Stage], open_page: OpenPage) -> None:
+def test_keyboard_only(stage: MakeStage, open_page: OpenPage) -> None:
     """Tab reaches every control in the order in which it is read; Space presses the button."""
     here = stage()
     page = open_page(here.server, here.notebook("keys.ipynb", LOAD, "%torchenv"))
@@ -398,7 +323,7 @@ def test_keyboard_only(stage: Callable[..., Stage], open_page: OpenPage) -> None
 
 
 def test_a_wrong_word_is_one_message_and_the_picker_goes_on(
-    stage: Callable[..., Stage], open_page: OpenPage
+    stage: MakeStage, open_page: OpenPage
 ) -> None:
     here = stage()
     page = open_page(here.server, here.notebook("wrong.ipynb", LOAD, "%torchenv"))
