@@ -34,7 +34,7 @@ RECORDS = {
     "Check": ("message", "hint"),
     "Problem": ("found", "meaning", "cure"),
     "Rung": ("reason",),
-    "RestartFacts": ("server_reason",),
+    "RestartFacts": ("plugin_obstacle", "server_reason", "re_exec_obstacle"),
     "_Verdict": ("reason",),
 }
 # Lists of sentences, by the name of the variable, attribute or argument.
@@ -44,13 +44,17 @@ TABLES = {"notebook.restart": ("_PRESS", "_NEVER_RESTARTED")}
 # Exceptions whose text becomes a part of an error's.
 REASONS = frozenset({"AnswerError", "PageError", "ServerRefusedError"})
 # Functions that are told why a rung failed.
-REPORTS = frozenset({"_next", "_report"})
+REPORTS = frozenset({"_decide", "_fail", "_next", "_report"})
 # Functions whose answer becomes a part of an error's text.
 ANSWERS = {
     "notebook.front_end": ("_kind",),
     "notebook.own_server": ("find_owner",),
     "notebook.re_exec": ("re_exec_obstacle",),
 }
+# The same, where the answer is a sentence of its own.
+SENTENCES = {"notebook.session": ("loaded_words", "lost_words")}
+# What the plugin says is written once more in its own language.
+_TRANSLATED = re.compile(r"""\.__\(\s*((?:(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s+]*)+)""")
 
 # Functions that write what they are given in another form, and add no words of their own.
 _FORMATTERS = frozenset(
@@ -345,9 +349,26 @@ def _branch(name: str, block: Sequence[ast.AST], found: list[_Definition]) -> bo
     return bool(block) and _reaches(name, block, found)
 
 
+def _of_plugin(package: Path) -> Iterator[Entry]:
+    path = package.parent / "labextension" / "static" / "plugin.js"
+    code = path.read_text(encoding="utf-8") if path.exists() else ""
+    for match in _TRANSLATED.finditer(code):
+        # Its strings have no escapes that Python reads in another way.
+        text = str(ast.literal_eval(f"({match[1].replace('+', ' ')})"))
+        yield Entry(
+            module="labextension",
+            line=code.count("\n", 0, match.start()) + 1,
+            place=path.name,
+            kind="plugin",
+            texts=((text,),),
+            labels=("message",),
+        )
+
+
 class _Package:
     def __init__(self, folder: Path) -> None:
         self.modules: dict[str, _Module] = {}
+        self._folder = folder
         for path in sorted(folder.rglob("*.py")):
             name = ".".join(path.relative_to(folder).with_suffix("").parts)
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -385,7 +406,7 @@ class _Package:
         for module in self.modules.values():
             entries += sorted(self._entries(module, unknown), key=lambda entry: entry.line)
         return Collection(
-            entries=tuple(entries),
+            entries=(*entries, *_of_plugin(self._folder)),
             error_classes=self.error_classes,
             unknown=tuple(unknown),
         )
@@ -410,7 +431,7 @@ class _Package:
             assert isinstance(table, ast.Dict)
             variants = [each for value in table.values for each in self._variants(module, value)]
             yield self._made(module, table, name, ("reason",), [variants])
-        for name in ANSWERS.get(module.name, ()):
+        for name in (*ANSWERS.get(module.name, ()), *SENTENCES.get(module.name, ())):
             function = module.functions[name]
             variants = [
                 variant
@@ -418,7 +439,8 @@ class _Package:
                 for variant in self._returned(module, function, index)
                 if variant.says_something
             ]
-            yield self._made(module, function, "reason", ("reason",), [variants])
+            kind = "reason" if name in ANSWERS.get(module.name, ()) else "sentence"
+            yield self._made(module, function, kind, ("reason",), [variants])
 
     def _of_call(self, module: _Module, call: ast.Call, unknown: list[str]) -> Iterator[Entry]:
         name = _name(call.func)
@@ -437,10 +459,11 @@ class _Package:
             if _name(call.func.value) in LISTS:
                 yield from self._entry(module, call, "warning", ("message",), call.args[:1])
         elif name in REPORTS:
-            reason = (
-                [given["reason"]] if "reason" in given else call.args if name == "_next" else []
-            )
-            yield from self._entry(module, call, "reason", ("reason",), reason[:1])
+            reason = given.get("reason", call.args[0] if name != "_report" else None)
+            entries = self._entry(module, call, "reason", ("reason",), [reason])
+            for entry in entries if reason is not None else ():
+                if any(Variant(text=text).says_something for text in entry.values("reason")):
+                    yield entry
         elif "hint" in given:
             unknown.append(f"{module.name}: {ast.unparse(call.func)}")
         if name not in RECORDS:

@@ -366,7 +366,7 @@ def _step(step: Step, findings: Findings) -> Check:
             name=step.name,
             passed=False,
             message=f"{what} gives back other numbers than were written to it: off by {off}",
-            hint="restart the machine; where that does not help, the device is broken",
+            hint="restart the machine; where that does not help, have the device checked",
         )
     if step.is_right:
         within = f"off by {off}, {step.bound:.1e} allowed"
