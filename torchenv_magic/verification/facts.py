@@ -96,7 +96,7 @@ def read_system(host: Host, *, root: Path = Path("/")) -> str:
 def os_release_name(text: str) -> str:
     r"""Return the name that an os-release file gives its system.
 
-    >>> os_release_name('ID=debian\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\\n')
+    >>> os_release_name('ID=debian\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n')
     'Debian GNU/Linux 12 (bookworm)'
     """
     match = re.search(r"^PRETTY_NAME=(['\"]?)([^\n]*)\1[ \t]*$", text, re.MULTILINE)
