@@ -12,6 +12,7 @@ import pytest
 
 from tests.message_collection import PACKAGE, PAGE, Collection, Entry, Variant, collect
 from torchenv_magic.builds.catalog import load_catalog
+from torchenv_magic.cli import _terminal
 from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
@@ -319,6 +320,22 @@ def test_what_is_typed_stands_in_backticks() -> None:
     every = [pair for label in ("message", "hint", "found", "meaning", "cure", "reason")
              for pair in texts(label=label)]  # fmt: skip
     assert not breaking(written, (pair for pair in every if pair not in plugin))
+
+
+def test_a_terminal_is_told_of_no_kernel_and_no_cell() -> None:
+    """Texts are written for a notebook, and said in a terminal's words there."""
+    notebooks = re.compile(
+        r"%|\bfolded\b|\bcell\b|(?<!Linux )\b[Kk]ernel\b(?!'s log| image)|`!(?!\{)"
+    )
+    # What is said of the session that asks, and of what only a notebook's line can have.
+    of_a_session = ("doctor.process, session_problems", "words, _unknown_option")
+    every = [
+        (place, _terminal(text))
+        for label in ("message", "hint", "found", "meaning", "cure")
+        for place, text in texts(label=label)
+        if not place.startswith(("notebook.", "labextension", *of_a_session))
+    ]
+    assert not breaking(lambda text: notebooks.search(text) is None, iter(every))
 
 
 def test_what_a_person_presses_is_a_sentence_of_its_own() -> None:

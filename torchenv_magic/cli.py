@@ -302,11 +302,12 @@ _IN_A_TERMINAL = (
     (re.compile(r"`%torchenv`"), "`torchenv install`"),
     (re.compile(r"`[%!](?=torchenv |pip |uv |[^`]* -m uv pip )"), "`"),
     (
-        re.compile(r"choose (an environment of your own|it|the clone) as (?:this notebook's|the) "
-                   r"kernel"),
+        re.compile(r"choose (an environment of your own|another one|it|the clone) as "
+                   r"(?:this notebook's|the) kernel"),
         r"name \1 with `--python`",
     ),
-    (re.compile(r", and restart the kernel\b"), ""),
+    (re.compile(r"\brestart the kernel(?: and|, then) (?=run )"), ""),
+    (re.compile(r", (?:and|then) restart the kernel\b"), ""),
     (re.compile(r"read the folded log: it has all that uv said"), "read above all that uv said"),
     (re.compile(r"with the folded text\b"), "with the text above"),
 )  # fmt: skip
