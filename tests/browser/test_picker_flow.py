@@ -98,7 +98,7 @@ def test_one_install_is_found_by_every_picker_and_by_a_page_that_is_opened_again
     again.click(2, INSTALL)
     again.wait_for_output(3, "PyTorch works", timeout=120)
     assert "Installed torch 2.13.0+cpu" in again.cell_output_text(1)
-    # A page knows the outputs that it has seen being made; of the others the plugin takes the widget.
+    # A page knows the outputs that it saw being made; of the others the plugin takes the widget.
     assert "when the picker was opened" in again.cell_output_text(2)
     assert_calm(again)
 
@@ -192,6 +192,8 @@ def test_the_keyboard_keeps_its_place_through_plan_install_cancel_and_verify(
     page.press("Enter")
     page.wait_for_output(2, "PyTorch works", timeout=120)
     assert_calm(page)
+
+    until(lambda: page.focused() is not None, "the keyboard went away with the picker")
 
     # What was asked for is here now: the picker says so, and its button promises no restart.
     page.run_cell(0)
