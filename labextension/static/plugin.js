@@ -111,6 +111,7 @@ function watch(panel, modules) {
   };
   session.kernelChanged.connect(answer);
   answer();
+  session.iopubMessage.connect((_, message) => follow(panel, message));
   session.statusChanged.connect((_, status) => {
     if (status === 'restarting' || status === 'autorestarting' || status === 'dead') {
       showSummaries(panel, () => true);
@@ -187,7 +188,8 @@ async function restart(panel, kernel, order, modules) {
   await session.restartKernel();
   if (!session.isReady) {
     // It reports a failure nowhere else.
-    await recover(panel, kernel, order.output);
+    // Else the connection waits for the restart to end, and sends nothing meanwhile.
+    await kernel.reconnect();
     throw new Error('the front end could not restart the kernel');
   }
   if (panel.isDisposed) {
@@ -195,27 +197,6 @@ async function restart(panel, kernel, order, modules) {
   }
   replaceOutput(panel, order.output, order.after);
   await runQuietly(panel, placeCell(panel, anchor, order.verification), modules);
-}
-
-/**
- * Have a connection whose restart failed speak and show again; the kernel has other ways to go.
- *
- * @param {NotebookPanel} panel
- * @param {IKernelConnection} kernel
- * @param {string} id Of the output that asked.
- */
-async function recover(panel, kernel, id) {
-  // It has forgotten which outputs are updated by which id.
-  kernel.iopubMessage.connect((_, message) => {
-    if (message.header.msg_type === 'update_display_data') {
-      const { data, transient } = /** @type {any} */ (message.content);
-      if (transient?.display_id === id && !panel.isDisposed) {
-        replaceOutput(panel, id, data);
-      }
-    }
-  });
-  // Else it waits for the restart to end, and sends nothing meanwhile.
-  await kernel.reconnect();
 }
 
 // ------------------------------------------------------------------------------------------ outputs
@@ -267,6 +248,25 @@ function replaceOutput(panel, id, data) {
   const found = findOutput(panel, id);
   if (found !== null) {
     found.outputs.set(found.index, { output_type: 'display_data', data, metadata: {} });
+  }
+}
+
+/**
+ * Show an update of an output of ours in a page that doesn't know it by its id any more: the page was
+ * loaded again since, or its restart of the kernel has failed.
+ *
+ * @param {NotebookPanel} panel
+ * @param {import('@jupyterlab/services').KernelMessage.IMessage} message
+ */
+function follow(panel, message) {
+  if (message.header.msg_type !== 'update_display_data') {
+    return;
+  }
+  const { data } = /** @type {any} */ (message.content);
+  const found = data[OUTPUT_MIME] && findOutput(panel, data[OUTPUT_MIME].id);
+  // The page itself comes first.
+  if (found && found.output.data['text/html'] !== data['text/html']) {
+    replaceOutput(panel, found.id, data);
   }
 }
 
@@ -377,7 +377,10 @@ async function runQuietly(panel, cell, modules) {
   if (notebook.mode !== mode) {
     notebook.mode = mode;
   }
-  if (focused?.isConnected && focused !== document.activeElement) {
+  if (focused === document.body && panel.isVisible) {
+    // The keyboard was in the picker, and that has gone.
+    notebook.activate();
+  } else if (focused?.isConnected && focused !== document.activeElement) {
     focused.focus({ preventScroll: true });
   }
   return running;

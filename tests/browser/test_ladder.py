@@ -7,6 +7,7 @@ of the PyTorch index. The servers live as long as this module, each started when
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -199,7 +200,6 @@ def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Cal
 @pytest.mark.parametrize(
     "name",
     [
-        "token",
         "none",
         "TLS",
         "all addresses",
@@ -209,7 +209,7 @@ def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Cal
     ],
 )
 def test_a_server_that_answers_restarts_its_kernel(name: str, visit: Callable[..., Visit]) -> None:
-    """A token with a base URL, no authentication, TLS, every way to listen, and old front ends."""
+    """No authentication, TLS, every way to listen, and the oldest front ends."""
     here = visit(name)
     here.install()
     assert here.rungs[-1] == "server"
@@ -229,7 +229,10 @@ def test_under_a_password_the_process_replaces_itself(visit: Callable[..., Visit
 def test_of_two_servers_of_one_user_the_kernel_s_own_is_asked(
     visit: Callable[..., Visit], servers: Servers
 ) -> None:
-    """Their files lie in one directory; the other one's kernel is left alone."""
+    """Their files lie in one directory; the other one's kernel is left alone.
+
+    This one has a token and a base URL.
+    """
     other = servers["none"]
     beside = other.create_notebook("beside.ipynb", [], kernel_name=KERNEL)
     other.start_kernel_for(beside)
@@ -239,6 +242,7 @@ def test_of_two_servers_of_one_user_the_kernel_s_own_is_asked(
     assert servers["token"].runtime_directory == other.runtime_directory
     here.install()
     here.assert_kept()
+    assert PROOF.search(here.page.cell_output_text(1))
     assert restarts(here.page.server, here.kernel_id) == 1
     assert restarts(other, kernel["id"]) == 0
     other.shut_down_kernels()
@@ -253,6 +257,34 @@ def test_a_gateway_s_kernel_is_restarted_by_the_gateway(
     assert here.rungs[-1] == "server"
     here.assert_kept()
     assert restarts(servers["gateway"], here.kernel_id) == 1
+
+
+def test_where_every_way_is_closed_the_kernel_lives_on_and_one_sentence_says_what_to_press(
+    visit: Callable[..., Visit], servers: Servers
+) -> None:
+    """A password, and a kernel that was started in a way of its own."""
+    server = servers["password"]
+    file = server.data_directory / "kernels" / KERNEL / "kernel.json"
+    specification = file.read_text(encoding="utf-8")
+    words = json.loads(specification)
+    start = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+    words["argv"][1:3] = ["-c", start]
+    file.write_text(json.dumps(words), encoding="utf-8")
+    here = visit("password")
+    file.write_text(specification, encoding="utf-8")
+    here.install()
+    assert here.rungs == ["plugin"]
+    text = here.page.cell_output_text(1)
+    assert "The kernel was not restarted" in text
+    assert "Press Kernel ▸ Restart Kernel, then run %torchenv verify." in text
+    assert here.page.dialogs() == []
+    asking = here.page.add_cell("import os\nprint(os.getpid(), held)")
+    assert here.page.run_cell(asking) == "ok"
+    assert here.page.cell_output_text(asking).split() == [here.process, "1"]
+
+    here.page.restart()
+    assert here.page.run_cell(2) == "ok"
+    assert PROOF.search(here.page.cell_output_text(2))
 
 
 # --- with it --------------------------------------------------------------------------------------
@@ -320,7 +352,7 @@ def test_of_two_pages_on_one_kernel_only_the_one_that_asked_acts(
 def hold_install(servers: Servers, standin: StandIn) -> None:
     """Have the next install take so long that a person can do something meanwhile."""
     shutil.rmtree(servers.place.cache, ignore_errors=True)
-    standin.rate = 400_000
+    standin.rate = 60_000
 
 
 def wait_for_download(page: FrontEndPage) -> None:
@@ -335,6 +367,7 @@ def test_a_notebook_that_is_renamed_meanwhile_is_the_one_that_shows_the_proof(
     here.page.run_cell(1, wait=False)
     wait_for_download(here.page)
     here.page.rename("another name.ipynb")
+    fresh_standin.rate = None
     here.wait_until_verified()
     assert (here.rungs, here.failures) == (["plugin"], [])
     here.assert_kept()
@@ -344,8 +377,8 @@ def test_a_notebook_that_is_renamed_meanwhile_is_the_one_that_shows_the_proof(
     assert not (here.page.server.root_directory / "ladder.ipynb").exists()
 
 
-def test_a_page_that_is_loaded_again_meanwhile_shows_the_proof(
-    visit: Callable[..., Visit], servers: Servers, fresh_standin: StandIn
+def test_a_page_that_is_loaded_again_meanwhile_or_opened_later_shows_the_proof(
+    visit: Callable[..., Visit], servers: Servers, fresh_standin: StandIn, open_page: OpenPage
 ) -> None:
     """The page is another client then; it is known by the output that it holds."""
     here = visit("plugin")
@@ -353,11 +386,24 @@ def test_a_page_that_is_loaded_again_meanwhile_shows_the_proof(
     here.page.run_cell(1, wait=False)
     wait_for_download(here.page)
     here.page.save()
+    before = here.page.cell_output_text(1)
     here.page.reload(idle=False)
     here.page.edit_cell(2, UNSAVED)
+    while here.page.cell_output_text(1) == before:  # the progress goes on
+        here.page.perform(lambda raw: raw.wait_for_timeout(40))
+    fresh_standin.rate = None
     here.wait_until_verified()
     assert (here.rungs, here.failures) == (["plugin"], [])
-    here.assert_kept()
+    here.assert_kept(console=(OTHERS_COMM,))
+
+    here.page.save()
+    here.page.close()
+    again = open_page(here.page.server, here.page.notebook, kernel_first=False)
+    assert again.kernel_id() == here.kernel_id
+    assert "the kernel was restarted" in again.cell_output_text(1)
+    assert PROOF.search(again.cell_output_text(2))
+    assert again.dialogs() == []
+    assert again.console_errors() == []
 
 
 def test_a_notebook_that_is_closed_meanwhile_finds_a_fresh_kernel_when_it_is_opened_again(
@@ -370,6 +416,7 @@ def test_a_notebook_that_is_closed_meanwhile_finds_a_fresh_kernel_when_it_is_ope
     wait_for_download(here.page)
     server, notebook = here.page.server, here.page.notebook
     here.page.close()
+    fresh_standin.rate = None
     deadline = time.monotonic() + 60
     while not restarts(server, here.kernel_id):
         assert time.monotonic() < deadline, server.log()
@@ -381,20 +428,4 @@ def test_a_notebook_that_is_closed_meanwhile_finds_a_fresh_kernel_when_it_is_ope
     again.edit_cell(1, VERIFICATION_SOURCE)
     assert again.run_cell(1) == "ok"
     assert PROOF.search(again.cell_output_text(1))
-    assert again.console_errors() == []
-
-
-def test_what_was_proven_is_there_when_the_notebook_is_opened_again(
-    visit: Callable[..., Visit], open_page: OpenPage
-) -> None:
-    here = visit("plugin")
-    here.install()
-    here.assert_kept()
-    here.page.save()
-    here.page.close()
-    again = open_page(here.page.server, here.page.notebook, kernel_first=False)
-    assert again.kernel_id() == here.kernel_id
-    assert "the kernel was restarted" in again.cell_output_text(1)
-    assert PROOF.search(again.cell_output_text(2))
-    assert again.dialogs() == []
     assert again.console_errors() == []

@@ -11,6 +11,7 @@ from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.notebook.cells import remember_placed
 from torchenv_magic.notebook.extension import load
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.verification import Verification, verify
 
@@ -37,7 +38,7 @@ def show(display_id: str, lead: str) -> None:
         # The old kernel placed it; the file may not know yet.
         remember_placed(shell)
     verification = verify_here()
-    bundle = verification_bundle(verification, lead=lead)
+    bundle = {**verification_bundle(verification, lead=lead), OUTPUT_MIME: {"id": display_id}}
     display(bundle, raw=True, display_id=display_id, update=True)  # type: ignore[no-untyped-call]
 
 

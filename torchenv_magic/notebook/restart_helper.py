@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchenv_magic.notebook.own_server import PROBE_SECONDS, Server, ask
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
 
 if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
@@ -284,7 +285,8 @@ def run_in_fresh_kernel(job: Job) -> bool:
                 return False
             text = f"The kernel was restarted, but the verification did not run: {outcome.failure}"
             text += "\n\nhint: run the verification cell (`%torchenv verify`)"
-            code = _display_code({"data": {"text/plain": text}}, job.display_id)
+            mark = {OUTPUT_MIME: {"id": job.display_id}}
+            code = _display_code({"data": {"text/plain": text, **mark}}, job.display_id)
             met = time.monotonic()
             update = _execute(client, job, code, seconds=_DISPLAY_SECONDS).update
         if update is not None:
