@@ -93,7 +93,9 @@ def _picker(browser: Browser, work: Path, folder: Path) -> Iterator[Path]:
     with server:
         page = _open(browser, server, kernel)
         page.wait_for_output(0, f"GTX 1080 Ti[^$]*recommended[^$]*{INSTALL}")
-        yield from _photographs(page, folder, "picker")
+        # The cell that was placed below: the toolbar of the active one would cover the code.
+        page.select_cell(1)
+        yield from _photographs(page, folder, "picker", cell=0)
 
 
 def _verification(browser: Browser, work: Path, folder: Path, wheel: Path) -> Iterator[Path]:
@@ -107,9 +109,11 @@ def _verification(browser: Browser, work: Path, folder: Path, wheel: Path) -> It
             page = _open(browser, server, kernel)
             page.wait_for_output(0, INSTALL)
             page.click(0, INSTALL)
-            page.wait_for_output(0, "PyTorch works", timeout=300)
+            # In the cell that was placed below: the picker has made room for one sentence.
+            page.wait_for_output(1, "PyTorch works", timeout=300)
             page.wait_for_kernel("idle")
-            yield from _photographs(page, folder, "verification")
+            page.select_cell(0)
+            yield from _photographs(page, folder, "verification", cell=1)
 
 
 def _real_wheel() -> Path | None:
@@ -148,27 +152,26 @@ def _open(browser: Browser, server: JupyterServer, kernel: str) -> FrontEndPage:
     return page
 
 
-def _photographs(page: FrontEndPage, folder: Path, name: str) -> Iterator[Path]:
-    # The cell that was placed below: the toolbar of the active one would cover the code.
-    page.select_cell(1)
+def _photographs(page: FrontEndPage, folder: Path, name: str, *, cell: int) -> Iterator[Path]:
     for theme in THEMES:
         page.set_theme(theme)
         _fit(page)
         path = folder / f"{name}-{theme}.png"
-        path.write_bytes(page.perform(_photograph))
+        path.write_bytes(page.perform(lambda inner: _photograph(inner, cell)))
         if path.stat().st_size > LARGEST_PICTURE_BYTES:
             raise PictureError(f"{path.name} is larger than {LARGEST_PICTURE_BYTES // 1000} kB")
         yield path
 
 
-def _photograph(page: Page) -> bytes:
-    return page.screenshot(clip=page.evaluate(_FRAME, MARGIN), animations="disabled")
+def _photograph(page: Page, cell: int) -> bytes:
+    return page.screenshot(clip=page.evaluate(_FRAME, [MARGIN, cell]), animations="disabled")
 
 
 # From the prompt's text to the end of the outputs, without the frame of the active cell below.
-_FRAME = """async margin => {
+_FRAME = """async ([margin, index]) => {
   await document.fonts.ready;
-  const cell = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell');
+  const cells = document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell');
+  const cell = cells[index];
   const prompt = document.createRange();
   prompt.selectNodeContents(cell.querySelector('.jp-InputPrompt'));
   const input = cell.querySelector('.jp-Editor, .jp-CodeMirrorEditor').getBoundingClientRect();
