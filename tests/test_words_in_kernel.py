@@ -171,7 +171,7 @@ def test_a_change_restarts_verifies_and_drops_what_is_queued(
     text = verified(kernel, request)
     assert re.match(
         r"Installed torch 2\.13\.0\+cpu and 1 other package in [\d.]+ s; the kernel was "
-        r"restarted\.\nPyTorch works\n",
+        r"restarted\. Run your other cells again\.\nPyTorch works\n",
         text,
     )
     # The same process with a fresh Python in it, which knows the magic.
@@ -215,7 +215,8 @@ def test_auto_restarts_a_session_that_has(started: Started) -> None:
     run(kernel, "import torch")
     request = kernel.send("%torchenv install cpu torch==2.13.0 --restart=auto", cell_id=CELL)
     assert kernel.reply(request)["status"] == "ok"
-    assert "the kernel was restarted.\nPyTorch works\n" in verified(kernel, request)
+    words = "the kernel was restarted. Run your other cells again.\nPyTorch works\n"
+    assert words in verified(kernel, request)
     assert not kernel.value("'kept' in globals()")
 
 

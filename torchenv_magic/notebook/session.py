@@ -377,14 +377,16 @@ def _size_in_torch(value: Any, torch: Any) -> int | None:  # noqa: ANN401
     tensor = getattr(torch, "Tensor", None)
     if tensor is None:  # half imported, or a test's stand-in
         return None
+    # Each may be missing where torch is half imported.
     network = getattr(torch, "nn", None)
-    if kind is tensor or (network is not None and kind is network.Parameter):
+    parameter, module = getattr(network, "Parameter", None), getattr(network, "Module", None)
+    if kind is tensor or (parameter is not None and kind is parameter):
         # A sparse tensor's number of elements isn't what it stores.
         strided = value.layout is torch.strided
         return int(value.numel()) * int(value.element_size()) if strided else 0
-    if network is not None and issubclass(kind, network.Module):
+    if module is not None and issubclass(kind, module):
         # The base class's own walk: a subclass may have made it compute.
-        parameters = network.Module.parameters(value)
+        parameters = module.parameters(value)
         return sum(
             int(parameter.numel()) * int(parameter.element_size())
             for parameter in itertools.islice(parameters, _PARAMETERS_BOUND)
