@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,19 @@ def test_the_versions_of_package_and_plugin_agree() -> None:
     assert f'\nversion = "{package["version"]}"\n' in project
     lock = json.loads((PLUGIN.parents[1] / "package-lock.json").read_text(encoding="utf-8"))
     assert lock["version"] == package["version"]
+
+
+def test_the_wheel_carries_the_plugin_and_nothing_of_its_tools(project_wheel: Path) -> None:
+    with zipfile.ZipFile(project_wheel) as wheel:
+        files = {
+            name.partition("/share/jupyter/labextensions/torchenv-magic/")[2]
+            for name in wheel.namelist()
+            if "labextensions" in name
+        }
+    assert files == {
+        "install.json",
+        "package.json",
+        "schemas/torchenv-magic/plugin.json",
+        "static/plugin.js",
+        "static/remoteEntry.js",
+    }
