@@ -8,15 +8,28 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 from tests.fleet import machines
 from torchenv_magic.accelerators import detect
 from torchenv_magic.notebook.front_end import FrontEnd
+from torchenv_magic.notebook.job import JobStage
 from torchenv_magic.notebook.picker import Picker, open_picker
+from torchenv_magic.notebook.picker_look import (
+    BUSY,
+    EDITABLE,
+    PickerModel,
+    PickerState,
+    look,
+    obstacle,
+)
+from torchenv_magic.notebook.session import LoadedDistribution, SessionEffects
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the stand-in for nvidia-smi is a script"
@@ -104,3 +117,53 @@ def test_a_front_end_that_restarts_nothing_is_promised_no_restart(picker: Picker
     open_picker(picker._shell, FrontEnd(kind="vscode", reason="a test"))
 
     assert picker.view.primary.description == "Install"
+
+
+def test_colab_is_given_its_own_restart_button(picker: Picker) -> None:
+    open_picker(picker._shell, FrontEnd(kind="colab", reason="a test"))
+    picker._effects = SessionEffects(loaded=(LoadedDistribution(name="torch", modules=("torch",)),))
+    with capture_output() as captured:
+        picker._offer_native_restart()
+
+    (output,) = captured.outputs
+    button = output.data["application/vnd.colab-display-data+json"]
+    assert button["pip_warning"] == {"packages": ["torch"]}
+
+
+def test_an_environment_that_cannot_be_changed_is_told_before_a_click(picker: Picker) -> None:
+    assert picker.status is not None
+    environment = replace(picker.status.environment, writable=False)
+    error = obstacle(replace(picker.status, environment=environment))
+
+    assert error is not None
+    assert "is not writable" in error.message
+    assert error.hint.startswith("make an environment of your own")
+    model = PickerModel(
+        state="not possible", status=replace(picker.status, environment=environment), error=error
+    )
+    assert (look(model).fields, look(model).secondary) == ("closed", "")
+    assert look(model).primary == "", "there is no torch that could be verified"
+
+
+def test_where_no_build_fits_the_choice_is_closed_before_a_click(picker: Picker) -> None:
+    assert picker.status is not None
+    selection = picker.status.selection
+    none = replace(
+        selection,
+        backend=None,
+        alternatives=tuple(replace(item, fits=False) for item in selection.alternatives),
+    )
+    error = obstacle(replace(picker.status, selection=none))
+
+    assert error is not None
+    assert error.message.startswith("No build of PyTorch fits here")
+
+
+def test_no_button_works_before_the_machine_is_known() -> None:
+    for state in get_args(PickerState):
+        assert not look(PickerModel(state=state)).works, state
+
+
+def test_every_stage_of_a_job_has_a_cancel_and_a_choice_that_is_closed() -> None:
+    assert {*get_args(JobStage), "stopping"} == BUSY
+    assert EDITABLE.isdisjoint(BUSY)

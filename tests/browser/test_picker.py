@@ -175,3 +175,35 @@ def test_buttons_have_an_edge_for_the_system_to_paint(gallery: FrontEndPage) -> 
         )
 
     assert set(gallery.perform(edges)) == {True}
+
+
+def test_a_build_is_chosen_by_keyboard(gallery: FrontEndPage) -> None:
+    """Tab goes from one build to the next, and Space takes the one that has the keyboard."""
+    index = NAMES.index("ready")
+
+    def checked() -> list[bool]:
+        return gallery.perform(
+            lambda _: [
+                radio.is_checked()
+                for radio in gallery.output(index).locator("input[type=radio]").all()
+            ]
+        )
+
+    assert checked() == [True, False, False]
+    gallery.perform(lambda _: gallery.output(index).locator("input[type=radio]").first.focus())
+    gallery.press("Tab")
+    focus = gallery.focused()
+    assert focus is not None
+    assert focus.ring
+    assert focus.name.startswith("CUDA 11.8")
+    gallery.press("Space")
+    assert checked() == [False, True, False]
+
+
+def test_the_log_is_opened_by_keyboard_and_shows_the_last_lines(gallery: FrontEndPage) -> None:
+    index = NAMES.index("installing")
+    assert "Resolved 17 packages" not in gallery.cell_output_text(index)
+    gallery.perform(lambda _: gallery.output(index).locator(".torchenv-log-switch summary").focus())
+    gallery.press("Enter")
+    gallery.wait_for_output(index, "Resolved 17 packages")
+    gallery.press("Enter")
