@@ -59,6 +59,7 @@ class MakeStage(Protocol):
         hermetic: bool = True,
         authentication: Authentication | None = None,
         plugin: bool = True,
+        server_python: Path | None = None,
         extra: Mapping[str, str | None] | None = None,
     ) -> Stage:
         """Return the stage; `extra` are variables for the server and its kernels."""
@@ -80,6 +81,7 @@ def stage(
         hermetic: bool = True,
         authentication: Authentication | None = None,
         plugin: bool = True,
+        server_python: Path | None = None,
         extra: Mapping[str, str | None] | None = None,
     ) -> Stage:
         cache = tmp_path / "uv-cache"
@@ -92,6 +94,7 @@ def stage(
             front_end=front_end,
             authentication=authentication,
             plugin=plugin,
+            python=server_python,
             environment={**variables, **(extra or {})},
         )
         kernel = environment.write_kernelspec(server.data_directory)

@@ -1,0 +1,74 @@
+"""The picker and Run All in each front end besides the newest JupyterLab, which the others try."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from tests.browser.fixtures import OpenPage
+from tests.browser.front_end import FrontEndPage
+from tests.browser.server import FrontEndName
+from tests.browser.stage import LOAD, MakeStage, Stage
+from tests.standin import StandIn
+
+pytestmark = pytest.mark.browser
+
+FRONT_ENDS: list[tuple[Literal["oldest", "newest"], FrontEndName]] = [
+    ("oldest", "lab"),
+    ("oldest", "notebook"),
+    ("newest", "notebook"),
+]
+INSTALL = "Install and restart kernel"
+RATE = 400_000
+"""Bytes per second: slow enough that a download can be watched and cancelled."""
+
+
+@pytest.fixture(params=FRONT_ENDS, ids=" ".join)
+def here(request: pytest.FixtureRequest, stage: MakeStage) -> Stage:
+    age, front_end = request.param
+    python = request.getfixturevalue("oldest_server_python") if age == "oldest" else None
+    return stage(front_end=front_end, server_python=python)
+
+
+def assert_calm(page: FrontEndPage) -> None:
+    assert page.dialogs() == []
+    # What the oldest Notebook says of its own restart, where its debugger still waits.
+    own = "Error: Canceled future for debug_request"
+    assert [error for error in page.console_errors() if not error.startswith(own)] == []
+
+
+def test_picker_and_run_all(here: Stage, fresh_standin: StandIn, open_page: OpenPage) -> None:
+    """Progress, Cancel, Interrupt, an install by button; Run All stops once and comes through."""
+    fresh_standin.rate = RATE
+    page = open_page(here.server, here.notebook("picker.ipynb", LOAD, "%torchenv"))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "recommended")
+    before = here.environment.snapshot()
+    for stop in ("Cancel", "Interrupt"):
+        page.click(1, INSTALL)
+        page.wait_for_output(1, r"\d+(\.\d)? [kM]?B of ")
+        if stop == "Cancel":
+            page.click(1, "Cancel")
+        else:
+            page.interrupt()
+        page.wait_for_output(1, "Cancelled; the environment is as it was")
+        assert here.environment.snapshot() == before
+    fresh_standin.rate = None
+    page.click(1, INSTALL)
+    page.wait_for_output(2, "PyTorch works", timeout=120)
+    page.wait_for_output(1, r"the kernel was restarted")
+    page.wait_for_kernel("idle")
+    assert_calm(page)
+
+    install = f"{LOAD}\n%torchenv install cpu torch==2.12.0"
+    use = "import torch\nprint('used', torch.__version__)"
+    page = open_page(here.server, here.notebook("all.ipynb", install, use))
+    page.restart_and_run_all(timeout=120)
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    page.wait_for_kernel("idle")
+    assert page.execution_prompt(2) == "[ ]:"
+    page.restart_and_run_all(timeout=120)
+    page.wait_for_output(2, r"used 2\.12\.0\+cpu", timeout=120)
+    assert_calm(page)
