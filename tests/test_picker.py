@@ -119,6 +119,16 @@ def test_a_front_end_that_restarts_nothing_is_promised_no_restart(picker: Picker
     assert picker.view.primary.description == "Install"
 
 
+def test_a_session_whose_packages_another_install_replaced_is_not_called_up_to_date(
+    picker: Picker,
+) -> None:
+    picker._before = {"ipython": "1.0"}  # as if it had been that when the button was pressed
+    picker._found("Nothing to do")
+
+    assert picker._model.lead.startswith("Another install did what you asked for")
+    until(lambda: picker.is_over)
+
+
 def test_colab_is_given_its_own_restart_button(picker: Picker) -> None:
     open_picker(picker._shell, FrontEnd(kind="colab", reason="a test"))
     picker._effects = SessionEffects(loaded=(LoadedDistribution(name="torch", modules=("torch",)),))

@@ -156,6 +156,7 @@ MODELS: Mapping[str, PickerModel] = {
         error=PlanError("`UV_TORCH_BACKEND=cu999` is not a backend", hint="unset UV_TORCH_BACKEND")
     ),
     "ready": PickerModel(state="ready", status=_STATUS),
+    "offline": PickerModel(state="ready", status=_STATUS, offline=True),
     "planned": PickerModel(state="ready", status=_STATUS, plan=_PLAN, session=_SESSION),
     "nothing-to-do": PickerModel(state="nothing to do", status=_HERE),
     "not-possible": PickerModel(state="not possible", status=_FROZEN, error=obstacle(_FROZEN)),

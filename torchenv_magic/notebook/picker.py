@@ -18,11 +18,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from IPython.display import display
 
-from torchenv_magic.builds.current import is_stale
+from torchenv_magic.builds.current import is_offline, is_stale
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
 from torchenv_magic.expectation import read_expectation
@@ -78,7 +77,8 @@ _REDRAW_SECONDS = 0.15
 # The second half of a double click, which is no wish to cancel what the first half began.
 _DOUBLE_CLICK_SECONDS = 0.4
 
-_pickers: WeakKeyDictionary[Any, Picker] = WeakKeyDictionary()
+# One for each shell, of which a process has one; a picker holds its shell, so both stay.
+_pickers: dict[InteractiveShell, Picker] = {}
 
 
 def open_picker(shell: InteractiveShell, front_end: FrontEnd) -> Picker:
@@ -101,7 +101,7 @@ class Picker:
         self._interrupt = Interruptible(shell)
         self._session: str | None = None
         self._displays: list[str] = []
-        self._model = PickerModel()
+        self._model = PickerModel(offline=is_offline(os.environ))
         self._effects = SessionEffects()
         self._before: dict[str, str] = {}
         self._stopping = False
@@ -469,7 +469,9 @@ class Picker:
 
     def _installed(self) -> None:
         choice = self._restart.prepare()
-        if not choice.restarts:
+        if not choice.restarts and not self._effects.must_restart:
+            self._keep()
+        elif not choice.restarts:
             self._verify(f"{self._model.lead}. {choice.tell}")
             self._offer_native_restart()
         elif self._effects.holds_work:
@@ -511,7 +513,7 @@ class Picker:
             text = f"{self._model.lead}. {error.message}"
             self._replace({"text/html": message_html(text, hint=error.hint), "text/plain": text})
 
-        after = f"{lead} The proof stands in the verification cell."
+        after = f"{lead} The verification cell shows whether PyTorch works."
         self._restart.run(
             choice,
             display_id=display_id,

@@ -85,6 +85,11 @@ _BEFORE_A_PLAN = (
     "press the button."
 )
 
+_OFFLINE = (
+    "`UV_OFFLINE` is set: until it is unset, only what uv's cache or a wheel folder holds can be "
+    "installed."
+)
+
 # A log of uv's is long: while it grows, its end is what tells where the install stands.
 _LOG_LINES = 12
 
@@ -96,6 +101,8 @@ class PickerModel:
     state: PickerState = "detecting"
     restarts: bool = True
     """Whether a kernel can be restarted from here: the button does not promise what isn't done."""
+    offline: bool = False
+    """Whether a person told uv to stay off the network."""
     status: Status | None = None
     plan: Plan | None = None
     """What was planned for the fields as they are."""
@@ -308,7 +315,8 @@ def _said(model: PickerModel) -> str:
         )
     if model.state == "nothing to do":
         return _block(*(f"<p>{words_html(text)}</p>" for text in _nothing_to_do(model.status)))
-    return _block(f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
+    offline = f"<p class='torchenv-warn'>{words_html(_OFFLINE)}</p>" if model.offline else ""
+    return _block(offline, f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
 
 
 def _nothing_to_do(status: Status) -> list[str]:

@@ -118,6 +118,7 @@ body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
     display: inline-block; padding-block: 0;
   }
   .torchenv .torchenv-builds.torchenv-builds td:last-child:nth-child(n) { display: block; }
+  .torchenv-changes td:last-child:not(:empty)::before { content: "→ "; }
 }
 </style>"""
 
@@ -285,7 +286,8 @@ def changes_html(plan: Plan) -> str:
     head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
     return (
         f"<details>{summary_html(words)}"
-        f"<div class='torchenv-scroll'><table><thead><tr>{head}</tr></thead>"
+        "<div class='torchenv-scroll'><table class='torchenv-builds torchenv-changes'>"
+        f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(map(_change_row, by_importance(plan.changes)))}</tbody></table></div>"
         "</details>"
     )
