@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -139,6 +140,36 @@ def test_interrupt_stops_uv_and_leaves_all_as_it_was(
     assert kernel.value("kept") == 1
 
 
+def test_interrupt_ends_the_verification_after_an_install_without_a_traceback(
+    started: Started, tmp_path: Path
+) -> None:
+    kernel, manager = started
+    reached = tmp_path / "reached"
+    run(
+        kernel,
+        "import sys, time, pathlib\nclass Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        f"            pathlib.Path({str(reached)!r}).touch()\n"
+        "            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())",
+    )
+    request = kernel.send(f"{INSTALL} --restart=auto", cell_id=CELL)
+    while not reached.exists():
+        assert request not in kernel._replies
+        time.sleep(0.01)
+    manager.interrupt_kernel()
+    reply = kernel.reply(request)
+    assert (reply["ename"], reply["evalue"]) == (
+        "VerificationError",
+        (
+            "The verification was interrupted; what is installed stays\n\n"
+            "hint: run `%torchenv verify` to know whether it works"
+        ),
+    )
+    assert "Traceback" not in "".join(reply["traceback"])
+
+
 def test_interrupt_while_nobody_answers(workplace: Workplace, started: Started) -> None:
     """An index that takes the question and says nothing."""
     kernel, manager = started
@@ -253,12 +284,18 @@ def test_where_a_kernel_that_ends_is_a_crash_the_person_is_told(started: Started
     assert kernel.reply(free)["status"] == "ok"
     assert "Nothing of it was loaded here, so the session goes on." in shown(kernel, free)[0]
     bound = kernel.send(f"{INSTALL} torch==2.13.0", cell_id=cell)
-    assert kernel.reply(bound)["status"] == "ok"
-    [text] = shown(kernel, bound)
-    assert (
-        "`torch` is loaded in this session and can only change with a restart. Press Restart in "
-        "the notebook's toolbar, then run `%torchenv verify`.\nPyTorch works\n"
-    ) in text
+    # Its Run All sends one cell after the other, and only one that fails stops it.
+    reply = kernel.reply(bound)
+    assert (reply["ename"], reply["evalue"]) == (
+        "RestartError",
+        (
+            "`torch` is loaded in this session and can only change with a restart\n\n"
+            "hint: press Restart in the notebook's toolbar, then run `%torchenv verify`"
+        ),
+    )
+    text, error = shown(kernel, bound)
+    assert re.match(r"Installed torch 2\.13\.0\+cpu in [\d.]+ s\.\nPyTorch works\n", text)
+    assert "press Restart" in error
     assert manager.is_alive()
     assert kernel.value("kept") == 1
 
@@ -269,7 +306,7 @@ def test_colab_gets_its_own_restart_button(started: Started) -> None:
     run(kernel, "import os\nos.environ['COLAB_RELEASE_TAG'] = 'release-colab-20261101'")
     run(kernel, f"{INSTALL} torch==2.12.0\nimport torch")
     request = kernel.send(f"{INSTALL} torch==2.13.0", cell_id=CELL)
-    assert kernel.reply(request)["status"] == "ok"
+    assert kernel.reply(request)["ename"] == "RestartError"
     kernel.printed(request)  # waits for all of it
     kind = "application/vnd.colab-display-data+json"
     buttons = [

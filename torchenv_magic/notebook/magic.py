@@ -21,6 +21,7 @@ from torchenv_magic.errors import (
     RequestError,
     RestartError,
     TorchEnvError,
+    VerificationError,
 )
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.install import Result
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = ["run", "wants_restart"]
+
+# There Run All keeps nothing in the kernel's queue that could be dropped: only a cell that fails
+# stops it (seen in VS Code; not known of the others).
+_SENDS_CELLS_ONE_BY_ONE = ("vscode", "colab", "kaggle", "unknown")
 
 # Often enough to look alive, seldom enough not to flood a slow connection.
 _REDRAW_SECONDS = 0.15
@@ -274,13 +279,20 @@ class _Ending:
         if self.front_end.kind != "terminal":  # there it would be typed into the old process
             _place_verification_cell(self.shell, self.front_end)
         verification = _verify_in_child(read_environment())
+        stops = effects.must_restart and self.front_end.kind in _SENDS_CELLS_ONE_BY_ONE
         loaded = f" {effects.loaded_words}" if effects.must_restart else ""
-        self.view.show(verification, lead=f"{self.result}.{loaded} {choice.tell}.")
+        lead = f"{self.result}." if stops else f"{self.result}.{loaded} {choice.tell}."
+        self.view.show(verification, lead=lead)
         if self.front_end.kind == "colab":
             modules = [module for item in effects.loaded for module in item.modules]
             display(colab_restart_button(modules), raw=True)  # type: ignore[no-untyped-call]
         self.restart.abort_queue()
         verification.raise_for_failure()
+        if stops:
+            raise RestartError(
+                effects.loaded_words.removesuffix("."),
+                hint=f"{choice.tell[0].lower()}{choice.tell[1:]}",
+            )
 
     def _restart_kernel(self, choice: RungChoice) -> None:
         self.view.say(f"{self.result}. Restarting the kernel…", tone="good")
@@ -351,7 +363,13 @@ def _proven(verification: Verification) -> Verification:
 
 def _verification(front_end: FrontEnd, environment: Environment) -> Verification:
     """Prove this session where a person sees it crash; else a child process, which may."""
-    return verify_here(environment) if front_end.interactive else _verify_in_child(environment)
+    try:
+        return verify_here(environment) if front_end.interactive else _verify_in_child(environment)
+    except KeyboardInterrupt:
+        raise VerificationError(
+            "The verification was interrupted; what is installed stays",
+            hint="run `%torchenv verify` to know whether it works",
+        ) from None
 
 
 def _verify_in_child(environment: Environment) -> Verification:
