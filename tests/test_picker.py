@@ -129,6 +129,21 @@ def test_a_session_whose_packages_another_install_replaced_is_not_called_up_to_d
     until(lambda: picker.is_over)
 
 
+def test_restart_later_leaves_the_session_and_says_what_to_press(picker: Picker) -> None:
+    picker._effects = SessionEffects(loaded=(LoadedDistribution(name="torch", modules=("torch",)),))
+    picker._set(state="asking", lead="Installed torch 2.13.0+cpu in 3.0 s")
+    assert picker.view.primary.description == "Restart later"
+    with capture_output() as captured:
+        picker.view.primary.click()
+
+    (output,) = captured.outputs
+    assert output.data["text/plain"] == (
+        "Installed torch 2.13.0+cpu in 3.0 s. `torch` is loaded in this session and can only "
+        "change with a restart. Press Kernel ▸ Restart Kernel, then run `%torchenv verify`."
+    )
+    assert picker.is_over
+
+
 def test_colab_is_given_its_own_restart_button(picker: Picker) -> None:
     open_picker(picker._shell, FrontEnd(kind="colab", reason="a test"))
     picker._effects = SessionEffects(loaded=(LoadedDistribution(name="torch", modules=("torch",)),))

@@ -240,3 +240,37 @@ def test_a_driver_that_hangs_is_waited_for_in_words(
     (output,) = page.cells()[1].outputs
     assert "recommended" in "".join(output["data"]["text/plain"])
     assert_calm(page)
+
+
+def test_a_session_that_has_the_old_torch_loaded_is_asked_and_then_restarted_once(
+    stage: MakeStage, open_page: OpenPage
+) -> None:
+    """By keyboard, without the plugin: the button that had the keyboard is the one without harm."""
+    here = stage(plugin=False)
+    install, work = (
+        "%torchenv install cpu torch==2.12.0",
+        "import torch; data = bytearray(5_000_000)",
+    )
+    cells = (LOAD, install, work, "%torchenv", "%torchenv", VERIFICATION)
+    page = open_page(here.server, here.notebook("work.ipynb", *cells))
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, "PyTorch works", timeout=120)
+    page.wait_for_kernel("idle")
+    page.run_cell(2)
+    for index in (3, 4):
+        page.run_cell(index)
+        page.wait_for_output(index, r"Nothing to do: torch 2\.12\.0\+cpu is here")
+    page.fill(3, "torch version", "2.13.0")
+    page.click(3, INSTALL)
+    page.wait_for_output(3, "`?torch`? is loaded in this session", timeout=60)
+    page.wait_for_output(3, r"`?data`?, 5\.0 MB")
+    assert_has_keyboard(page, "Restart later")
+    tab_to(page, "Restart now")
+    page.press("Space")
+    # The proof stands where the picker was opened last, and the other says so.
+    page.wait_for_output(4, "PyTorch works", timeout=120)
+    assert "the kernel was restarted" in page.cell_output_text(4)
+    assert "stands where the picker was opened last" in page.cell_output_text(3)
+    assert here.environment.packages()["torch"] == "2.13.0+cpu"
+    assert_calm(page)
