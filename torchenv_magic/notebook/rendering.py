@@ -67,7 +67,7 @@ body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
 .torchenv tr, .jp-RenderedHTMLCommon .torchenv tbody tr:nth-child(n) { background: none; }
 .torchenv :is(td, th), .jp-RenderedHTMLCommon .torchenv :is(td, th) {
   text-align: start; vertical-align: top; padding-block: 0.15em; padding-inline: 0 1em;
-  max-width: none; white-space: normal; border: 0;
+  max-width: none; white-space: normal; border: 0; line-height: 1.5;
 }
 .torchenv td:not(:last-child), .jp-RenderedHTMLCommon .torchenv td:not(:last-child),
 .torchenv th[scope=row], .jp-RenderedHTMLCommon .torchenv th[scope=row] {
@@ -97,7 +97,10 @@ body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
 .torchenv :is(.torchenv-bad, .torchenv-warn) {
   border-inline-start: 3px solid var(--jp-warn-color1, currentColor); padding-inline-start: 0.6em;
 }
-.torchenv .torchenv-bad { border-color: var(--jp-error-color1, currentColor); font-weight: 600; }
+.torchenv .torchenv-bad {
+  border-color: var(--jp-error-color1, currentColor); color: var(--jp-ui-font-color1, inherit);
+  font-weight: 600;
+}
 .torchenv progress.torchenv-bar {
   display: block; width: 100%; height: 0.8em; margin: 0.4em 0;
   accent-color: var(--jp-brand-color1, auto);
