@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from IPython.display import display
 
-from torchenv_magic.doctor import Diagnosis, examine_and_judge
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
     InstallCancelled,
@@ -52,6 +51,8 @@ from torchenv_magic.words import HelpRequested, Words, parse_words
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from torchenv_magic.doctor import Diagnosis
 
 __all__ = ["run", "wants_restart"]
 
@@ -141,6 +142,9 @@ def _verify(shell: InteractiveShell, words: Words) -> Verification:  # noqa: ARG
 
 
 def _doctor(shell: InteractiveShell, words: Words) -> Diagnosis:  # noqa: ARG001
+    # Not at the top: the verification cell, which a person waits for, needs no doctor.
+    from torchenv_magic.doctor import examine_and_judge
+
     return examine_and_judge(in_session=True)
 
 
