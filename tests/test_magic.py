@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import subprocess
@@ -395,5 +396,7 @@ def test_host_is_a_table_that_tells_what_stands_in_the_way_and_what_to_do(
 
 
 def test_loading_knows_each_record_that_has_a_table_by_its_name() -> None:
-    named = {(kind.__module__, kind.__name__) for kind in rendering._RENDERERS}
-    assert named == set(extension._RECORDS)
+    kinds = [getattr(importlib.import_module(module), name) for module, name in extension._RECORDS]
+    # By the name that a formatter looks up: where the class is made, and what it is called.
+    assert [(kind.__module__, kind.__name__) for kind in kinds] == list(extension._RECORDS)
+    assert {kind.__name__ for kind in kinds} == set(rendering._RENDERERS)

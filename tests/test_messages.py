@@ -27,6 +27,7 @@ ERRORS = [entry for entry in COLLECTION.entries if entry.kind in COLLECTION.erro
 # Messages that are only handed on, and where they are made.
 BUILT_ELSEWHERE = {
     ("notebook.magic", "{effects.loaded_words}{kept}"): "notebook.session, tested there",
+    ("notebook.magic", "{effects.loaded_words}"): "the same, where nothing is kept",
     ("verification.report", "- {each}"): "the checks that failed",
     ("verification.report", "{messages}"): "the one check that failed",
     ("verification.judgement", "{text}"): "how a package is there twice or in part, above it",
