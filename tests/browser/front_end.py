@@ -65,8 +65,6 @@ JUPYTER_CONSOLE_ERRORS = (
     "Could not restore the debugger state",
     # Notebook 7.6, at every load of a page.
     "Cannot read properties of undefined (reading 'schema')",
-    # Every front end, as it first speaks to a kernel that a gateway runs.
-    "Sent non-empty 'Sec-WebSocket-Protocol' header but no response was received",
     # Notebook 7.6, at times, where JupyterLab has the same notebook open.
     "Command 'filebrowser:open-path' not registered",
     # JupyterLab 4.0 and Notebook 7.0, while they load a page.
@@ -126,6 +124,17 @@ _RUN = f"""([command, index, key]) => {{
     succeeded => {{ runs[key] = succeeded === false ? 'error' : 'ok'; }},
     reason => {{ runs[key] = 'error'; console.warn('run ended: ' + reason); }});
 }}"""
+
+# A server whose kernels a gateway runs takes no subprotocol, and keeps the connection that it made
+# to the gateway for the page's first attempt beside the second one's, under the same name: which of
+# them the kernel hears then is chance (jupyter_server 2.21, "Replacing stale connection").
+_NO_SUBPROTOCOL = """
+window.WebSocket = class extends WebSocket {
+  constructor(url) {
+    super(url);
+  }
+};
+"""
 
 _FOCUSED = """() => {
   const element = document.activeElement;
@@ -382,6 +391,8 @@ class FrontEndPage(ABC):
         else:
             context = self.browser.context_for(self.server, scale)
         self._page = page = context.new_page()
+        if self.server.has_gateway:
+            page.add_init_script(_NO_SUBPROTOCOL)
         page.set_viewport_size({"width": size[0], "height": size[1]})
         page.set_default_timeout(DEFAULT_TIMEOUT * 1000)
         page.on("console", self._note_console)

@@ -114,6 +114,9 @@ class Authentication:
 class Server(ABC):
     """A running server as a page and a test see it: its kernels, its documents, its log."""
 
+    has_gateway = False
+    """Whether another server runs its kernels."""
+
     def __init__(
         self,
         directory: Path,
@@ -354,6 +357,7 @@ class JupyterServer(Server):
         self.runtime_directory = runtime_directory or directory / "runtime"
         self._environment = dict(environment or {})
         self._configuration = configuration or {}
+        self.has_gateway = "GatewayClient" in self._configuration
         self._python = python or Path(sys.executable)
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None

@@ -256,6 +256,7 @@ def test_a_gateway_s_kernel_is_restarted_by_the_gateway(
     here.install()
     assert here.rungs[-1] == "server"
     here.assert_kept()
+    assert PROOF.search(here.page.cell_output_text(1))
     assert restarts(servers["gateway"], here.kernel_id) == 1
 
 
