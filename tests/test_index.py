@@ -1078,17 +1078,16 @@ def test_the_second_look_of_a_picker_leaves_what_was_begun(
     shell = InteractiveShell()  # type: ignore[no-untyped-call]
     picker = Picker(shell, FrontEnd(kind="jupyter", reason="a test"))
     until(lambda: picker.status is not None and picker._filled != ())
-    picker._show_plan.click()
-    until(lambda: picker.job is None)
-    assert picker._words in picker.widget.children  # it can't be planned offline
-    said = picker._words.value
+    picker.view.secondary.click()
+    until(lambda: picker.state == "failed")  # it can't be planned offline
+    said = picker.view.said.value
     monkeypatch.delenv("UV_OFFLINE")
     assert picker.status is not None
     target.standin.clear_log()
     picker._ask_index(picker.status)
     assert asked(target) > 0
-    assert picker._words in picker.widget.children
-    assert picker._words.value == said
+    assert picker.state == "failed"
+    assert picker.view.said.value == said
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -129,6 +129,14 @@ def test_a_session_whose_packages_another_install_replaced_is_not_called_up_to_d
     until(lambda: picker.is_over)
 
 
+def test_the_second_half_of_a_double_click_cancels_nothing(picker: Picker) -> None:
+    picker.view.secondary.click()
+    picker.view.secondary.click()
+    until(lambda: picker.job is None)
+
+    assert picker.state == "failed"  # it can't be planned offline
+
+
 def test_restart_later_leaves_the_session_and_says_what_to_press(picker: Picker) -> None:
     picker._effects = SessionEffects(loaded=(LoadedDistribution(name="torch", modules=("torch",)),))
     picker._set(state="asking", lead="Installed torch 2.13.0+cpu in 3.0 s")

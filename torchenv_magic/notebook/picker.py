@@ -74,7 +74,7 @@ Purpose = Literal["plan", "verify", "install"]
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
 _REDRAW_SECONDS = 0.15
-# The second half of a double click, which is no wish to cancel what the first half began.
+# The second half of a double click on the button for a plan, which by then is the one that cancels.
 _DOUBLE_CLICK_SECONDS = 0.4
 
 # One for each shell, of which a process has one; a picker holds its shell, so both stay.
@@ -105,7 +105,7 @@ class Picker:
         self._effects = SessionEffects()
         self._before: dict[str, str] = {}
         self._stopping = False
-        self._began = 0.0
+        self._planned_at = 0.0
         self._redrawn = 0.0
         self._filled: tuple[object, ...] = ()
         self._filling = False
@@ -203,8 +203,8 @@ class Picker:
             self._set(error=expected(exception))
             self._looked.set()
             return
-        shown_without = bool(self._displays) and self.status is None
         with self._drawing:
+            shown_without = bool(self._displays) and self.status is None
             if self.state in ("cancelled", "failed", "offered"):
                 # It was opened again to see how the install ended.
                 self._refresh(status)
@@ -374,7 +374,7 @@ class Picker:
     def _on_secondary(self) -> None:
         if self.state in EDITABLE:
             self._begin("plan")
-        elif self.state in BUSY and time.monotonic() - self._began > _DOUBLE_CLICK_SECONDS:
+        elif self.state in BUSY and time.monotonic() - self._planned_at > _DOUBLE_CLICK_SECONDS:
             self._cancel()
 
     def _cancel(self) -> None:
@@ -397,7 +397,7 @@ class Picker:
             packages = status.environment.packages
             self._before = {package.name: package.version for package in packages}
             self._stopping = False
-            self._began = time.monotonic()
+            self._planned_at = time.monotonic() if purpose == "plan" else 0.0
             self.job = Job(
                 status,
                 request,
