@@ -161,14 +161,18 @@ def lab(arguments: Sequence[str]) -> int:
 def test(arguments: Sequence[str]) -> int:
     prepare(DEVELOPMENT)
     chromium = find_chromium()
-    if not arguments:
+    words = list(arguments)
+    if not words:
         chromium = chromium or install_chromium()
         status = run_checks(CHECKS)
         if status:
             return status
-    say("pytest", *arguments)
+        # Most of the time a test waits for a kernel, a server or a page. A module stays together:
+        # its tests share these.
+        words = ["--numprocesses", str(max(2, min(os.cpu_count() or 1, 4))), "--dist", "loadfile"]
+    say("pytest", *words)
     return hand_over(
-        [str(DEVELOPMENT.python), "-m", "pytest", *arguments],
+        [str(DEVELOPMENT.python), "-m", "pytest", *words],
         {CHROMIUM_VARIABLE: chromium} if chromium else {},
     )
 
