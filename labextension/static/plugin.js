@@ -117,7 +117,12 @@ function watch(panel, modules) {
       showSummaries(panel, () => true);
     }
   });
-  void panel.context.ready.then(() => session.ready).then(() => showSummariesOfDeadPickers(panel));
+  void panel.context.ready
+    .then(() => session.ready)
+    .then(() => showSummariesOfDeadPickers(panel))
+    .catch(() => {
+      // The notebook was closed meanwhile.
+    });
 }
 
 /**
@@ -187,8 +192,8 @@ async function restart(panel, kernel, order, modules) {
   const session = panel.sessionContext;
   await session.restartKernel();
   if (!session.isReady) {
-    // It reports a failure nowhere else.
-    // Else the connection waits for the restart to end, and sends nothing meanwhile.
+    // It reports a failure nowhere else, and leaves a connection that waits for the restart to end
+    // and sends nothing meanwhile.
     await kernel.reconnect();
     throw new Error('the front end could not restart the kernel');
   }

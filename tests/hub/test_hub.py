@@ -9,6 +9,7 @@ import pytest
 
 from tests.browser.fixtures import OpenPage
 from tests.browser.server import FrontEndName
+from tests.browser.stage import LOAD, assert_calm
 from tests.browser.visit import (
     KERNEL,
     PROOF,
@@ -90,3 +91,17 @@ def test_with_the_plugin_the_page_restarts_the_kernel_and_runs_the_verification_
     here.assert_kept()
     assert PROOF.search(here.page.cell_output_text(2))
     assert restarts(server, here.kernel_id) == 1
+
+
+def test_the_picker_installs_and_proves(
+    spawn: Callable[..., HubServer], open_page: OpenPage
+) -> None:
+    server = spawn("linus")
+    notebook = server.create_notebook("picker.ipynb", [f"{LOAD}\n%torchenv"], kernel_name=KERNEL)
+    page = open_page(server, notebook)
+    page.run_cell(0)
+    page.wait_for_output(0, "recommended")
+    page.click(0, "Install and restart kernel")
+    page.wait_for_output(1, PROOF.pattern, timeout=60)
+    assert "the kernel was restarted" in page.cell_output_text(0)
+    assert_calm(page)
