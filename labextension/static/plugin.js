@@ -84,8 +84,8 @@ export async function makePlugin(shared) {
       if (tracker === null) {
         return; // no notebooks here
       }
-      tracker.widgetAdded.connect((_, panel) => watch(panel, modules));
-      tracker.forEach(panel => watch(panel, modules));
+      tracker.widgetAdded.connect((_, panel) => watch(panel, tracker, modules));
+      tracker.forEach(panel => watch(panel, tracker, modules));
       addCommand(app, tracker, palette, translator ?? modules.nullTranslator, modules);
     }
   };
@@ -97,23 +97,37 @@ export async function makePlugin(shared) {
  * Answer the kernels that this notebook has from now on, and keep dead pickers out of it.
  *
  * @param {NotebookPanel} panel
+ * @param {INotebookTracker} tracker
  * @param {Modules} modules
  */
-function watch(panel, modules) {
+function watch(panel, tracker, modules) {
   const session = panel.sessionContext;
   const answer = () => {
     const kernel = session.session?.kernel;
     if (kernel) {
-      kernel.registerCommTarget(TARGET, (comm, message) =>
-        greet(panel, kernel, comm, message.content.data, modules)
-      );
+      kernel.registerCommTarget(TARGET, (comm, message) => {
+        // Several views of one notebook share its session, and this one may be closed.
+        const living = panel.isDisposed
+          ? tracker.find(each => each.sessionContext === session)
+          : panel;
+        if (living) {
+          greet(living, kernel, comm, message.content.data, modules);
+        } else {
+          comm.close();
+        }
+      });
     }
   };
   session.kernelChanged.connect(answer);
   answer();
-  session.iopubMessage.connect((_, message) => follow(panel, message));
+  session.iopubMessage.connect((_, message) => {
+    if (!panel.isDisposed) {
+      follow(panel, message);
+    }
+  });
   session.statusChanged.connect((_, status) => {
-    if (status === 'restarting' || status === 'autorestarting' || status === 'dead') {
+    const gone = status === 'restarting' || status === 'autorestarting' || status === 'dead';
+    if (gone && !panel.isDisposed) {
       showSummaries(panel, () => true);
     }
   });
@@ -143,7 +157,9 @@ function greet(panel, kernel, comm, offer, modules) {
     // Never waited for here: the connection hands out no other message before this returns.
     if (order.event === 'restart') {
       comm.send({ event: 'accepted' });
-      void restart(panel, kernel, order, modules).catch(reason => refuse(kernel, order, reason));
+      void restart(panel, kernel, comm, order, modules).catch(reason =>
+        refuse(kernel, order, reason)
+      );
     } else if (order.event === 'switch') {
       comm.send({ event: 'accepted' });
       void panel.sessionContext
@@ -180,15 +196,19 @@ function refuse(kernel, order, reason) {
  *
  * @param {NotebookPanel} panel
  * @param {IKernelConnection} kernel
+ * @param {IComm} comm The one that the order came by.
  * @param {RestartRequest} order
  * @param {Modules} modules
  */
-async function restart(panel, kernel, order, modules) {
+async function restart(panel, kernel, comm, order, modules) {
   const anchor = findOutput(panel, order.output)?.cell.model.id ?? order.cell;
   // Answered behind the reply of the cell that asked: a restart before that one would leave the
   // cell as running for ever, and lose the cell that it places below itself.
   await kernel.requestKernelInfo();
   await new Promise(resolve => setTimeout(resolve));
+  if (comm.isDisposed) {
+    return; // the kernel has waited too long, and taken another way
+  }
   const session = panel.sessionContext;
   await session.restartKernel();
   if (!session.isReady) {
@@ -346,8 +366,11 @@ function placeCell(panel, anchor, { source, tag }) {
     (one, other) => Number(one <= at) - Number(other <= at) || one - other
   );
   const code = order.filter(index => notebook.widgets[index].model.type === 'code');
+  // A tagged cell may have been put to another use since, and is not run then.
+  const isOurs = (/** @type {number} */ each) =>
+    /^\s*%torchenv\b/m.test(sharedModel.getCell(each).getSource());
   const index =
-    code.find(each => tags(each).includes(tag)) ??
+    code.find(each => tags(each).includes(tag) && isOurs(each)) ??
     code.find(each => lines(sharedModel.getCell(each).getSource()) === lines(source));
   if (index === undefined) {
     const metadata = { tags: [tag], trusted: true };

@@ -63,6 +63,8 @@ THEME_NAMES: dict[Theme, str] = {"light": "JupyterLab Light", "dark": "JupyterLa
 JUPYTER_CONSOLE_ERRORS = (
     # JupyterLab, at every restart of a kernel that has a debugger.
     "Could not restore the debugger state",
+    # Notebook 7.0, where a cell goes while its toolbar is placed.
+    "_cellToolbarOverlapsContents",
     # Notebook 7.6, at every load of a page.
     "Cannot read properties of undefined (reading 'schema')",
     # Notebook 7.6, at times, where JupyterLab has the same notebook open.

@@ -185,8 +185,7 @@ def expected(error: Exception) -> TorchEnvError:
     if isinstance(error, TorchEnvError):
         return error
     return TorchEnvError(
-        f"An unexpected {type(error).__name__} stopped this, and the environment is as it was: "
-        f"{error}",
+        f"An unexpected {type(error).__name__} stopped this: {error}",
         hint="report it, with the folded text",
         detail="".join(traceback.format_exception(error)),
     )

@@ -236,8 +236,12 @@ class _Ending:
             return self._stay(effects)
         choice = self.restart.prepare()
         if choice.restarts:
-            _place_verification_cell(self.shell, self.front_end)
+            stops = has_code_below(self.shell, self.front_end.cell_source or "")
+            if not stops:  # a cell that ends early can place none
+                _place_verification_cell(self.shell, self.front_end)
             self._restart_kernel(choice)
+            if stops:
+                _stop_cell(self.shell)
             return None
         if effects.must_restart or self.words.restart == "always":
             self._tell(choice, effects)
@@ -310,8 +314,6 @@ class _Ending:
         )
         # Cells that wait (Run All) would run in the old process, and so would the rest of this one.
         self.restart.abort_queue()
-        if has_code_below(self.shell, self.front_end.cell_source or ""):
-            _stop_cell(self.shell)
 
     def _not_restarted(self, error: RestartError) -> None:
         """Say what to press, and meanwhile prove the new environment in another process."""
@@ -329,10 +331,14 @@ class _RestOfCellDropped(Exception):  # noqa: N818  (nothing went wrong)
 
 
 def _stop_cell(shell: InteractiveShell) -> None:
+    before: tuple[Any, Any] = (shell.custom_exceptions, shell.CustomTB)
+
+    def handle(*_: object, **__: object) -> None:
+        # The person's own handler, which has to be there where the restart fails.
+        shell.custom_exceptions, shell.CustomTB = before
+
     # A handler of its own, as any error that is shown would look like a failure of the install.
-    shell.set_custom_exc(  # type: ignore[no-untyped-call]
-        (_RestOfCellDropped,), lambda *_, **__: None
-    )
+    shell.set_custom_exc((_RestOfCellDropped,), handle)  # type: ignore[no-untyped-call]
     raise _RestOfCellDropped
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -209,21 +209,29 @@ class Picker:
                 # It was opened again to see how the install ended.
                 self._refresh(status)
             elif self._is_idle:
-                self._fill(status)
+                untouched = self.view.values() == self._filled
+                if self.status is None or self.state == "not possible" or untouched:
+                    self._fill(status)
+                else:
+                    # Never under the hand of somebody who has begun to choose.
+                    self._refresh(status)
+                    self._rest()
         self._looked.set()
         if shown_without:
             with self._drawing:
                 # What was shown before there was a status is what a saved notebook would keep.
                 self._display(self._displays[-1], self._summary(), update=True)
-        self._check_uv()
-        self._ask_index(status)
+        if self._has_uv():
+            self._ask_index(status)
 
-    def _check_uv(self) -> None:
+    def _has_uv(self) -> bool:
         try:
             find_uv()
         except TorchEnvError as error:
             if self._is_idle:
                 self._set(state="not possible", error=error)
+            return False
+        return True
 
     def _ask_index(self, before: Status) -> None:
         """Look again with what the index says by now, and redraw where the choice is another."""
@@ -436,9 +444,7 @@ class Picker:
         elif state.result is not None and not state.result.changed:
             self._found(str(state.result).removesuffix("."))
         elif state.result is not None:
-            self._effects = describe_session(self._shell, state.result.changed)
-            self._set(lead=str(state.result), session=str(self._effects))
-            self._installed()
+            self._installed(str(state.result), state.result.changed)
 
     def _planned(self, plan: Plan, purpose: Purpose) -> None:
         if purpose == "verify" and plan.nothing_to_do:
@@ -459,22 +465,34 @@ class Picker:
         names = sorted(
             name for name in {*now, *self._before} if now.get(name) != self._before.get(name)
         )
-        self._effects = describe_session(self._shell, names)
-        if self._effects.must_restart:
+        if describe_session(self._shell, names).must_restart:
             # What this session has loaded was replaced under it.
-            self._set(lead="Another install did what you asked for", session=str(self._effects))
-            self._installed()
+            self._installed("Another install did what you asked for", names)
         else:
             self._verify(words)
 
-    def _installed(self) -> None:
+    def _installed(self, lead: str, changed: Sequence[str]) -> None:
+        with self._drawing:
+            # There is nothing left to cancel.
+            self.job = None
+            self._set(state="restarting", job=None, lead=lead)
         choice = self._restart.prepare()
-        if not choice.restarts and not self._effects.must_restart:
-            self._keep()
-        elif not choice.restarts:
-            self._verify(f"{self._model.lead}. {choice.tell}")
+        if choice.restarts:
+            # A cell that runs now may hold more when it ends.
+            weigh = self._guarded(lambda: self._weigh(choice, changed))
+            self._restart.between_cells(weigh)
+            return
+        self._effects = describe_session(self._shell, changed)
+        if self._effects.must_restart:
+            self._verify(f"{lead}. {choice.tell}")
             self._offer_native_restart()
-        elif self._effects.holds_work:
+        else:
+            self._keep()
+
+    def _weigh(self, choice: RungChoice, changed: Sequence[str]) -> None:
+        self._effects = describe_session(self._shell, changed)
+        self._set(session=str(self._effects))
+        if self._effects.holds_work:
             self._set(state="asking", may_keep=not self._effects.must_restart)
         else:
             self._restart_kernel(choice)
@@ -512,6 +530,7 @@ class Picker:
         def failed(error: TorchEnvError) -> None:
             text = f"{self._model.lead}. {error.message}"
             self._replace({"text/html": message_html(text, hint=error.hint), "text/plain": text})
+            self._in_thread(lambda: self._prove(f"{text}. {error.hint}"))
 
         after = f"{lead} The verification cell shows whether PyTorch works."
         self._restart.run(
@@ -531,13 +550,12 @@ class Picker:
         with self._drawing:
             self.job = None
             self._set(state="verifying", lead=lead)
-        self._in_thread(self._prove)
+        self._in_thread(lambda: self._prove(lead))
 
-    def _prove(self) -> None:
+    def _prove(self, lead: str) -> None:
         environment = read_environment()
         verification = verify(environment, read_expectation(environment.prefix), in_process=False)
-        lead = f"{self._model.lead}." if self._model.lead else ""
-        self._replace(verification_bundle(verification, lead=lead))
+        self._replace(verification_bundle(verification, lead=f"{lead}." if lead else ""))
 
     def _offer_native_restart(self) -> None:
         if self._front_end.kind == "colab":
@@ -556,6 +574,12 @@ class Picker:
             self.view.end(str(bundle["text/html"]))
 
     def _fail(self, error: TorchEnvError) -> None:
+        if self._model.lead:
+            # All is installed, and what failed came after: there is no install to go back to.
+            text = f"{self._model.lead}. {error.message}"
+            html = message_html(text, hint=error.hint, detail=error.detail)
+            self._replace({"text/html": html, "text/plain": text})
+            return
         with self._drawing:
             self.job = None
             state = state_of_error(error)

@@ -177,6 +177,11 @@ class Conversation:
 
     def _on_close(self, message: Mapping[str, Any]) -> None:
         session = message["header"].get("session")
+        if not self._over:
+            # One client has no plugin, a console for one; the comm is the others' still. At once,
+            # as what they say comes next.
+            self._comm._closed = False  # noqa: SLF001  (its own close would not be sent)
+            self._manager.register_comm(self._comm)
         self._loop.between_cells(lambda: self._heard_no(session))
 
     def _on_open(self, comm: Any, message: Mapping[str, Any]) -> None:  # noqa: ANN401  (untyped)
@@ -201,10 +206,6 @@ class Conversation:
     def _heard_no(self, session: object) -> None:
         if session == self._asked and self._chosen is None:
             self._decide("the front end has no plugin")
-        elif not self._over:
-            # Another client of this kernel, a console for one: the comm is the others' still.
-            self._comm._closed = False  # noqa: SLF001  (its own close would not be sent)
-            self._manager.register_comm(self._comm)
 
     def _decide(self, otherwise: str) -> None:
         if self._over or self._chosen is not None:
@@ -216,7 +217,9 @@ class Conversation:
         _log.info("plugin: client %s is to %s", self._chosen.id, self._order["event"])
         self._comm.send({**self._order, "request": self._request, "client": self._chosen.id})
         self._loop.after(ACCEPTED_SECONDS, self._expect_accepted)
-        self._loop.after(DONE_SECONDS, lambda: self._fail("the front end did not do it in time"))
+        if self._order["event"] == "restart":
+            # After another order this kernel may well live on.
+            self._loop.after(DONE_SECONDS, lambda: self._fail("the front end took too long"))
 
     def _expect_accepted(self) -> None:
         if not self._accepted:

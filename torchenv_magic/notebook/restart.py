@@ -258,6 +258,10 @@ class Restart:
         )
         self._attempt.start()
 
+    def between_cells(self, function: Callable[[], object]) -> None:
+        """Call `function` in the kernel's main thread while no cell runs; from any thread."""
+        self._process.between_cells(function)
+
     def abort_queue(self) -> bool:
         """Have the kernel drop the cells that wait; return whether it could.
 

@@ -395,6 +395,8 @@ def _failure_hint(step: Step, findings: Findings) -> str:
         return f"free memory: {_monitor(findings)} shows which process holds it"
     if "busy or unavailable" in failure:  # one process at a time may have it, by its setting
         return f"end the other process on the device: {_monitor(findings)} shows it"
+    if "cublas_workspace_config" in failure:  # the session asks for deterministic algorithms
+        return "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment that Python starts in"
     if step.name == "product":
         return "`%torchenv` shows which builds fit this machine"
     return DOCTOR_HINT

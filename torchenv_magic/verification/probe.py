@@ -3,7 +3,7 @@
 stdlib and torch only, for any Python from 3.8 on. `verify` runs it as a script (the question is one
 JSON line on stdin; on stdout there is one JSON line as each stage begins, with what was found so
 far, so that a crash leaves that behind), or calls `probe()` in the kernel's own process. Nothing is
-judged here: a failure is a finding, and `report.py` turns findings into checks.
+judged here: a failure is a finding, and `judgement.py` turns findings into checks.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _try_torch(
         cuda=_text(getattr(build, "cuda", None)),
         hip=_text(getattr(build, "hip", None)),
         xpu=_text(getattr(build, "xpu", None)),
-        hidden_by=_hidden_by(),
+        hidden_by=_hidden_by(build),
         processor=_cpu()[0],
     )
     stage("look for devices")
@@ -189,14 +189,14 @@ def _libraries() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _hidden_by() -> str | None:
-    """Return the variable that hides every device from this process, None where none does."""
-    for name in (
-        "CUDA_VISIBLE_DEVICES",
-        "HIP_VISIBLE_DEVICES",
-        "ROCR_VISIBLE_DEVICES",
-        "ZE_AFFINITY_MASK",
-    ):
+def _hidden_by(build: Any) -> str | None:  # noqa: ANN401
+    """Return the variable that hides every device from this build, None where none does."""
+    names = ["CUDA_VISIBLE_DEVICES"]
+    if getattr(build, "hip", None):
+        names += ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"]
+    elif getattr(build, "xpu", None):
+        names = ["ZE_AFFINITY_MASK"]
+    for name in names:
         if os.environ.get(name, "all").strip() in ("", "-1"):
             return f"{name}={os.environ[name]}"
     return None
