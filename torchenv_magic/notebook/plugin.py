@@ -230,6 +230,11 @@ class Conversation:
             return
         self._over = True
         if self._comm is not None:
+            # Said to those who listen: what they were ordered is withdrawn. A front end that has
+            # closed it already would complain of it.
+            self._comm._closed = not self._clients  # noqa: SLF001
             with contextlib.suppress(Exception):
                 self._comm.close()
+            with contextlib.suppress(KeyError):
+                self._manager.unregister_comm(self._comm)
         self._on_failure(reason)
