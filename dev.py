@@ -169,7 +169,8 @@ def test(arguments: Sequence[str]) -> int:
             return status
         # Most of the time a test waits for a kernel, a server or a page. A module stays together:
         # its tests share these.
-        words = ["--numprocesses", str(max(2, min(os.cpu_count() or 1, 4))), "--dist", "loadfile"]
+        workers = min(os.cpu_count() or 1, 3) + 1
+        words = ["--numprocesses", str(workers), "--dist", "loadfile"]
     say("pytest", *words)
     return hand_over(
         [str(DEVELOPMENT.python), "-m", "pytest", *words],
