@@ -209,8 +209,9 @@ class Picker:
                 # It was opened again to see how the install ended.
                 self._refresh(status)
             elif self._is_idle:
-                untouched = self.view.values() == self._filled
-                if self.status is None or self.state == "not possible" or untouched:
+                # The first look may be over before there are widgets to ask.
+                is_new = self.status is None or self.state == "not possible"
+                if is_new or self.view.values() == self._filled:
                     self._fill(status)
                 else:
                     # Never under the hand of somebody who has begun to choose.
