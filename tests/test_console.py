@@ -81,7 +81,9 @@ def terminal(workplace: Workplace, program: Path, *arguments: str) -> Iterator[S
 
 def console(workplace: Workplace) -> contextlib.AbstractContextManager[Session]:
     program = Path(sys.executable).with_name("jupyter-console")
-    return terminal(workplace, program, f"--kernel={workplace.kernel_name}")
+    # Else the console takes a line for unfinished where a busy machine needs more than a second.
+    patience = f"--ZMQTerminalInteractiveShell.kernel_is_complete_timeout={SECONDS}"
+    return terminal(workplace, program, f"--kernel={workplace.kernel_name}", patience)
 
 
 def ipython(workplace: Workplace) -> contextlib.AbstractContextManager[Session]:

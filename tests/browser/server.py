@@ -43,7 +43,9 @@ MARKER = "TORCHENV_TEST_SERVER"
 """Stands in the environment of the server and so in that of everything that it starts."""
 
 _FOREIGN_VARIABLES = re.compile(
-    r"(JUPYTER|JPY_|IPYTHON|COLAB_|KAGGLE_|VSCODE_|PYTEST_|XDG_|CONDA_|VIRTUAL_ENV|PYTHONPATH)"
+    r"(JUPYTER|JPY_|IPYTHON|COLAB_|KAGGLE_|VSCODE_|PYTEST_|XDG_|CONDA_|VIRTUAL_ENV|PYTHONPATH"
+    # Each kernel and server of an environment would compile all of it anew.
+    r"|PYTHONDONTWRITEBYTECODE)"
 )
 """Variables of the shell that runs the tests which would decide something in server or kernel."""
 
