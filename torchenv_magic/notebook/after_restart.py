@@ -18,7 +18,7 @@ from torchenv_magic.verification import Verification, verify
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["fresh_kernel_code", "show", "verify_here"]
+__all__ = ["fresh_kernel_code", "show", "verify_here", "verify_in_child"]
 
 
 def fresh_kernel_code(display_id: str, lead: str) -> str:
@@ -46,3 +46,9 @@ def verify_here(environment: Environment | None = None) -> Verification:
     """Return the verification of this very process and its environment, read anew for None."""
     environment = environment or read_environment()
     return verify(environment, read_expectation(environment.prefix), in_process=True)
+
+
+def verify_in_child(environment: Environment | None = None) -> Verification:
+    """Return the same of a process of its own, which may crash and leaves this session alone."""
+    environment = environment or read_environment()
+    return verify(environment, read_expectation(environment.prefix), in_process=False)

@@ -22,11 +22,10 @@ from torchenv_magic.errors import (
     TorchEnvError,
     VerificationError,
 )
-from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
-from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here
+from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here, verify_in_child
 from torchenv_magic.notebook.cells import (
     has_code_below,
     is_verification_source,
@@ -46,7 +45,7 @@ from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
 from torchenv_magic.status import Status, read_repaired, read_status
-from torchenv_magic.verification import Verification, verify
+from torchenv_magic.verification import Verification
 from torchenv_magic.words import HelpRequested, Words, parse_words
 
 if TYPE_CHECKING:
@@ -286,7 +285,7 @@ class _Ending:
         """Prove the new environment in another process, and say what to press for this one."""
         if self.front_end.kind != "terminal":  # there it would be typed into the old process
             _place_verification_cell(self.shell, self.front_end)
-        verification = _verify_in_child(read_environment())
+        verification = verify_in_child()
         stops = effects.must_restart and self.front_end.kind in _SENDS_CELLS_ONE_BY_ONE
         loaded = f" {effects.loaded_words}" if effects.must_restart else ""
         lead = f"{self.result}." if stops else f"{self.result}.{loaded} {choice.tell}."
@@ -320,7 +319,7 @@ class _Ending:
         self.view.fail(error, f"{self.result}. {error}")
         lead = f"{self.result}. {error.message}. {error.hint}."
         threading.Thread(
-            target=lambda: self.view.show(_verify_in_child(read_environment()), lead=lead),
+            target=lambda: self.view.show(verify_in_child(), lead=lead),
             name="torchenv-verify",
             daemon=True,
         ).start()
@@ -374,16 +373,12 @@ def _proven(verification: Verification) -> Verification:
 def _verification(front_end: FrontEnd, environment: Environment) -> Verification:
     """Prove this session where a person sees it crash; else a child process, which may."""
     try:
-        return verify_here(environment) if front_end.interactive else _verify_in_child(environment)
+        return verify_here(environment) if front_end.interactive else verify_in_child(environment)
     except KeyboardInterrupt:
         raise VerificationError(
             "The verification was interrupted; what is installed stays",
             hint="run `%torchenv verify` to know whether it works",
         ) from None
-
-
-def _verify_in_child(environment: Environment) -> Verification:
-    return verify(environment, read_expectation(environment.prefix), in_process=False)
 
 
 # ---------------------------------------------------------------------------------------- the view

@@ -22,14 +22,12 @@ from uuid import uuid4
 from IPython.display import display
 
 from torchenv_magic.builds.current import is_offline, is_stale
-from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
-from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.uv import find_uv
-from torchenv_magic.notebook.after_restart import fresh_kernel_code
+from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_in_child
 from torchenv_magic.notebook.front_end import FrontEnd, read_session
 from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job, expected
@@ -58,7 +56,6 @@ from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Request
 from torchenv_magic.status import Status, read_status
-from torchenv_magic.verification import verify
 from torchenv_magic.words import parse_request
 
 if TYPE_CHECKING:
@@ -554,8 +551,7 @@ class Picker:
         self._in_thread(lambda: self._prove(lead))
 
     def _prove(self, lead: str) -> None:
-        environment = read_environment()
-        verification = verify(environment, read_expectation(environment.prefix), in_process=False)
+        verification = verify_in_child()
         self._replace(verification_bundle(verification, lead=f"{lead}." if lead else ""))
 
     def _offer_native_restart(self) -> None:
