@@ -180,7 +180,7 @@ class Conversation:
         if not self._over:
             # One client has no plugin, a console for one; the comm is the others' still. At once,
             # as what they say comes next.
-            self._comm._closed = False  # noqa: SLF001  (its own close would not be sent)
+            self._comm._closed = self._chosen is not None  # noqa: SLF001
             self._manager.register_comm(self._comm)
         self._loop.between_cells(lambda: self._heard_no(session))
 
@@ -216,6 +216,9 @@ class Conversation:
             return
         _log.info("plugin: client %s is to %s", self._chosen.id, self._order["event"])
         self._comm.send({**self._order, "request": self._request, "client": self._chosen.id})
+        # A comm that is left open is closed as the kernel ends, and a page that has let go of the
+        # old kernel by then complains of it. Who was ordered sees the kernel end anyhow.
+        self._comm._closed = True  # noqa: SLF001
         self._loop.after(ACCEPTED_SECONDS, self._expect_accepted)
         if self._order["event"] == "restart":
             # After another order this kernel may well live on.
