@@ -15,7 +15,19 @@ __all__ = ["BarReader", "Bytes", "Event", "OnEvent", "Phase", "format_bytes", "g
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["resolve", "download", "switch", "check", "restore", "done"]
+Phase = Literal[
+    "resolve",
+    "download",
+    "unpack",
+    "link",
+    "switch",
+    "check",
+    "verify",
+    "restore",
+    "wait",
+    "done",
+]
+"""In their order; `restore` puts back, and `wait` tells what another install is at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +59,8 @@ class Event:
     message: str = ""
     """A person's sentence; empty where only the log or the bytes have something new."""
     bytes: Bytes | None = None
+    count: tuple[int, int] | None = None
+    """(done, all) of the packages, as uv counts those that it has unpacked or linked."""
     log: str = ""
     """A line of uv's own words."""
 
