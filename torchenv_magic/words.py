@@ -39,12 +39,28 @@ _SUMMARIES = {
     "install": "install PyTorch, restart the kernel, and prove that it works",
     "verify": "prove on the device that the installed PyTorch works",
     "doctor": "what is wrong with the installed PyTorch, and what cures it",
+    "undo": "go back to what was there before the last install",
+    "history": "what was installed here, when, by which line",
+    "new-kernel": "make a kernel of your own, with PyTorch in it",
+    "download": "fetch the wheels for a machine without a network",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why",
 }
-_IN_NOTEBOOK = ("status", "list", "plan", "install", "verify", "doctor")
-_ASKING = ("list", "plan", "install", "select")
+_IN_NOTEBOOK = (
+    "status", "list", "plan", "install", "verify", "doctor", "undo", "history", "new-kernel",
+)  # fmt: skip
+_ASKING = ("list", "plan", "install", "new-kernel", "download", "select")
 _LOOKING = ("status", "list", "select")
+_FETCHING = ("plan", "install", "new-kernel", "download")
+_CONSENTING = {
+    "plan": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached",
+    "install": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached, "
+    "and to replacing or removing packages outside the PyTorch family",
+    "undo": "consent to breaking what was installed since and needs the newer build",
+    "new-kernel": "consent to replacing a kernel of that name that was made here, and to wheels "
+    "from a folder or PyPI where the PyTorch index can't be reached",
+}
+_RESTARTING = ("install", "undo")
 
 _EXAMPLES = """examples:
   {prog} install                      the best build for this machine
@@ -73,9 +89,15 @@ _OTHER_WORDS = {
     "add": "install",
     "check": "verify",
     "detect": "status",
+    "back": "undo",
     "diagnose": "doctor",
     "fix": "doctor",
+    "fetch": "download",
     "info": "status",
+    "kernel": "new-kernel",
+    "log": "history",
+    "revert": "undo",
+    "rollback": "undo",
     "select": "list",
     "show": "status",
     "switch": "install",
@@ -93,11 +115,27 @@ class Words:
     """Empty in a notebook for the picker."""
     request: Request = field(default_factory=Request)
     yes: bool = False
-    """Consents to wheels from elsewhere than the PyTorch index where that can't be reached."""
+    """Consents to what is otherwise asked for first: see `-h` of each word that takes it."""
     restart: Restart | None = None
     """None: a fresh kernel after a change, unless the session holds what took work."""
     refresh: bool = False
     """Asks the PyTorch index which builds it has now."""
+    name: str = ""
+    """The kernel that `new-kernel` makes."""
+    remove: bool = False
+    """Removes that kernel, and its environment."""
+    directory: Path | None = None
+    """Where `download` puts the wheels."""
+    python_version: str | None = None
+    """The Python that these wheels are for, as `3.12`."""
+    platform: str | None = None
+    """The platform that these wheels are for, in uv's words."""
+    index_base: str | None = None
+    """A mirror of the PyTorch index: what stands before `/cu126`."""
+    find_links: tuple[str, ...] = ()
+    """Folders of wheels that are looked through first."""
+    allow_sdist: bool = False
+    """Lets the PyTorch family be built from source distributions, which run code."""
     json: bool = False
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
@@ -192,6 +230,14 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         yes=getattr(options, "yes", False),
         restart=getattr(options, "restart", None),
         refresh=getattr(options, "refresh", False),
+        name=getattr(options, "name", ""),
+        remove=getattr(options, "remove", False),
+        directory=getattr(options, "directory", None),
+        python_version=getattr(options, "python_version", None),
+        platform=getattr(options, "platform", None),
+        index_base=getattr(options, "index_base", None),
+        find_links=tuple(getattr(options, "find_links", None) or ()),
+        allow_sdist=getattr(options, "allow_sdist", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
         line=f"{prog} {_written(arguments, notebook=notebook)}",
@@ -305,6 +351,12 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14 colours by default
     usage = [prog]
     add: Any = parser.add_argument
+    if word == "new-kernel":
+        usage.append("NAME")
+        add("name", metavar="NAME", help="what the kernel is called")
+    if word == "download":
+        usage.append("DIR")
+        add("directory", type=Path, metavar="DIR", help="where the wheels go")
     if asking:
         usage.append("[BACKEND] [REQUIREMENT ...]")
         add("what", nargs="*", help=argparse.SUPPRESS)
@@ -316,12 +368,40 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
         add("--refresh", action="store_true",
             help="ask the PyTorch index which builds it has now (default: no network; what it "
             "said in the last 7 days, else the shipped catalog)")  # fmt: skip
-    if word in ("plan", "install"):
+    if word == "new-kernel":
+        usage.append("[--remove]")
+        add("--remove", action="store_true",
+            help="remove the kernel of that name, and its environment")  # fmt: skip
+    if word == "download":
+        usage += ["[--python-version X.Y]", "[--platform PLATFORM]"]
+        add(
+            "--python-version",
+            metavar="X.Y",
+            help="the Python that the wheels are for (default: the one that runs this)",
+        )
+        add("--platform", metavar="PLATFORM",
+            help="the machine that they are for, in uv's words: linux, windows, macos, "
+            "aarch64-manylinux_2_28 (default: this one)")  # fmt: skip
+    if word in _FETCHING:
+        usage += ["[--index-base URL]", "[--find-links DIR]", "[--allow-sdist]"]
+        add("--index-base", metavar="URL",
+            help="a mirror of the PyTorch index: what stands before /cu126 (default: "
+            "TORCHENV_INDEX_BASE, else the configuration, else the PyTorch index)")  # fmt: skip
+        add(
+            "--find-links",
+            metavar="DIR",
+            action="append",
+            help="a folder of wheels, looked through first; may be given more than once",
+        )
+        add(
+            "--allow-sdist",
+            action="store_true",
+            help="let torch be built from a source distribution, which runs its code",
+        )
+    if word in _CONSENTING:
         usage.append("[--yes]")
-        add("--yes", action="store_true",
-            help="consent to wheels from a folder or PyPI where the PyTorch index can't be "
-            "reached")  # fmt: skip
-    if word == "install" and notebook:
+        add("--yes", action="store_true", help=_CONSENTING[word])
+    if word in _RESTARTING and notebook:
         usage.append("[--restart WHEN]")
         add("--restart", type=_restart, metavar="WHEN",
             help="always: a fresh kernel after a change; auto: only where something that changed "
@@ -330,7 +410,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     if not notebook:
         usage.append("[--json]")
         add("--json", action="store_true", help="print data as JSON on stdout")
-    if not notebook and word != "detect":
+    if not notebook and word not in ("detect", "download"):
         usage.append("[--python PATH]")
         add("--python", type=Path, metavar="PATH",
             help="the interpreter, or virtual environment, to look at or install into (default: "
@@ -367,9 +447,9 @@ def overview(*, notebook: bool) -> str:
     prog = _prog(notebook=notebook)
     lines = ["Pick, install and prove the right PyTorch build.", ""]
     if notebook:
-        lines.append(f"  {prog:<20}the picker: what is here, what fits, one button")
+        lines.append(f"  {prog:<22}the picker: what is here, what fits, one button")
     lines += [
-        f"  {f'{prog} {word}':<20}{_summary(word, notebook=notebook)}"
+        f"  {f'{prog} {word}':<22}{_summary(word, notebook=notebook)}"
         for word in words_of(notebook=notebook)
     ]
     version = "" if notebook else f", `{prog} --version` the version"
