@@ -59,7 +59,7 @@ def test_nothing_is_the_picker_in_a_notebook() -> None:
 
 @pytest.mark.parametrize("word", words_of(notebook=True))
 def test_each_word_stands_alone(word: str) -> None:
-    words = in_notebook(word)
+    words = in_notebook(f"{word} mine" if word == "new-kernel" else word)
     assert (words.word, words.request) == (word, Request())
     assert (words.yes, words.restart, words.json, words.python) == (False, None, False, None)
 
@@ -103,6 +103,26 @@ def test_options_may_stand_anywhere() -> None:
 @pytest.mark.parametrize("line", ["install --restart=never", "install --restart never"])
 def test_the_restart_is_chosen_in_a_notebook(line: str) -> None:
     assert in_notebook(line).restart == "never"
+
+
+def test_what_is_asked_of_may_follow_a_name_or_a_folder() -> None:
+    words = in_notebook("new-kernel mine cu126 torchvision --find-links a --find-links b")
+    assert (words.name, words.find_links) == ("mine", ("a", "b"))
+    assert words.request.requirements == ("torch", "torchvision")
+    assert in_notebook("new-kernel mine --remove").remove
+    words = in_terminal("download --python-version 3.12 wheels rocm7.2 --platform linux")
+    assert (words.directory, words.python_version, words.platform) == (
+        Path("wheels"), "3.12", "linux",
+    )  # fmt: skip
+    assert str(words.request.backend) == "rocm7.2"
+
+
+@pytest.mark.parametrize("line", ["new-kernel", "new-kernel --remove"])
+def test_a_kernel_has_a_name(line: str) -> None:
+    assert refusal(line) == (
+        "`%torchenv new-kernel` needs a NAME\n\n"
+        "hint: `%torchenv new-kernel -h` shows how it is written"
+    )
 
 
 def test_the_backend_is_an_option_of_select_too() -> None:
@@ -150,14 +170,15 @@ def test_an_unknown_word_is_refused_with_the_likely_one(line: str, instead: str)
     assert refusal(line) == (
         f"`{first}` is not a word of `%torchenv`\n\n"
         f"hint: did you mean `{instead}`? the words are status, list, plan, install, verify, "
-        "doctor"
+        "doctor, undo, history, new-kernel"
     )
 
 
 def test_an_unknown_word_that_is_like_none_is_refused_with_all() -> None:
     assert refusal("frobnicate", notebook=False) == (
         "`frobnicate` is not a word of `torchenv`\n\n"
-        "hint: the words are status, list, plan, install, verify, doctor, detect, select"
+        "hint: the words are status, list, plan, install, verify, doctor, undo, history, "
+        "new-kernel, download, detect, select"
     )
 
 
@@ -315,13 +336,16 @@ def test_any_line_is_understood_helped_or_refused(arguments: list[str], notebook
 OVERVIEW = """\
 Pick, install and prove the right PyTorch build.
 
-  %torchenv           the picker: what is here, what fits, one button
-  %torchenv status    what is here, what would be chosen, and why
-  %torchenv list      every build, best first, with the reason for each
-  %torchenv plan      what an install would fetch, install, replace and remove
-  %torchenv install   install PyTorch, restart the kernel, and prove that it works
-  %torchenv verify    prove on the device that the installed PyTorch works
-  %torchenv doctor    what is wrong with the installed PyTorch, and what cures it
+  %torchenv             the picker: what is here, what fits, one button
+  %torchenv status      what is here, what would be chosen, and why
+  %torchenv list        every build, best first, with the reason for each
+  %torchenv plan        what an install would fetch, install, replace and remove
+  %torchenv install     install PyTorch, restart the kernel, and prove that it works
+  %torchenv verify      prove on the device that the installed PyTorch works
+  %torchenv doctor      what is wrong with the installed PyTorch, and what cures it
+  %torchenv undo        go back to what was there before the last install
+  %torchenv history     what was installed here, when, by which line
+  %torchenv new-kernel  make a kernel of your own, with PyTorch in it
 
 `%torchenv WORD -h` tells the rest.
 
@@ -332,8 +356,9 @@ examples:
   %torchenv plan auto "torch==2.13.*"    what that would change"""
 
 INSTALL_IN_NOTEBOOK = """\
-usage: %torchenv install [BACKEND] [REQUIREMENT ...] [--yes] [--restart WHEN]
-                         [-h]
+usage: %torchenv install [BACKEND] [REQUIREMENT ...] [--index-base URL]
+                         [--find-links DIR] [--allow-sdist] [--yes]
+                         [--restart WHEN] [-h]
 
 Install PyTorch, restart the kernel, and prove that it works.
 
@@ -341,15 +366,24 @@ Install PyTorch, restart the kernel, and prove that it works.
   REQUIREMENT  as pip writes it: torch==2.13.*, torchvision (torch is always in)
 
 options:
-  --yes           consent to wheels from a folder or PyPI where the PyTorch
-                  index can't be reached
-  --restart WHEN  always: a fresh kernel after a change; auto: only where
-                  something that changed is loaded; never: you restart it
-                  (default: always, unless the session holds what took work)
-  -h, --help      show this help"""
+  --index-base URL  a mirror of the PyTorch index: what stands before /cu126
+                    (default: TORCHENV_INDEX_BASE, else the configuration, else
+                    the PyTorch index)
+  --find-links DIR  a folder of wheels, looked through first; may be given more
+                    than once
+  --allow-sdist     let torch be built from a source distribution, which runs
+                    its code
+  --yes             consent to wheels from a folder or PyPI where the PyTorch
+                    index can't be reached, and to replacing or removing
+                    packages outside the PyTorch family
+  --restart WHEN    always: a fresh kernel after a change; auto: only where
+                    something that changed is loaded; never: you restart it
+                    (default: always, unless the session holds what took work)
+  -h, --help        show this help"""
 
 INSTALL_IN_TERMINAL = """\
-usage: torchenv install [BACKEND] [REQUIREMENT ...] [--yes] [--json]
+usage: torchenv install [BACKEND] [REQUIREMENT ...] [--index-base URL]
+                        [--find-links DIR] [--allow-sdist] [--yes] [--json]
                         [--python PATH] [-h]
 
 Install PyTorch and prove that it works.
@@ -358,12 +392,20 @@ Install PyTorch and prove that it works.
   REQUIREMENT  as pip writes it: torch==2.13.*, torchvision (torch is always in)
 
 options:
-  --yes          consent to wheels from a folder or PyPI where the PyTorch index
-                 can't be reached
-  --json         print data as JSON on stdout
-  --python PATH  the interpreter, or virtual environment, to look at or install
-                 into (default: the one that runs this)
-  -h, --help     show this help"""
+  --index-base URL  a mirror of the PyTorch index: what stands before /cu126
+                    (default: TORCHENV_INDEX_BASE, else the configuration, else
+                    the PyTorch index)
+  --find-links DIR  a folder of wheels, looked through first; may be given more
+                    than once
+  --allow-sdist     let torch be built from a source distribution, which runs
+                    its code
+  --yes             consent to wheels from a folder or PyPI where the PyTorch
+                    index can't be reached, and to replacing or removing
+                    packages outside the PyTorch family
+  --json            print data as JSON on stdout
+  --python PATH     the interpreter, or virtual environment, to look at or
+                    install into (default: the one that runs this)
+  -h, --help        show this help"""
 
 
 @pytest.mark.parametrize("line", ["-h", "--help", "help", "help nonsense"])
@@ -395,7 +437,10 @@ def test_help_fits_a_terminal_and_names_every_option(notebook: bool) -> None:  #
 
 
 def test_options_of_each_word() -> None:
-    assert options_of("install", notebook=True) == ("--yes", "--restart", "--help")
+    assert options_of("install", notebook=True) == (
+        "--index-base", "--find-links", "--allow-sdist", "--yes", "--restart", "--help",
+    )  # fmt: skip
+    assert options_of("undo", notebook=True) == ("--yes", "--restart", "--help")
     assert options_of("status", notebook=True) == ("--refresh", "--help")
     assert options_of("select", notebook=False) == (
         "--backend", "--refresh", "--json", "--python", "--help",

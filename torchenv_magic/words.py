@@ -162,6 +162,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL):
             message = f"`{match[1]}` {match[2]}"
+        if match := re.match(r"the following arguments are required: (\w+)", message):
+            # What may follow it is named too, by argparse's own name for it.
+            message = f"`{self.prog}` needs a {match[1]}"
         raise RequestError(
             f"{message[0].upper()}{message[1:]}", hint=f"`{self.prog} -h` shows how it is written"
         )
