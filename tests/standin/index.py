@@ -59,9 +59,10 @@ if TYPE_CHECKING:
 class StandIn:
     """Serve made wheels as the PyTorch index, until the `with` block ends.
 
-    The attributes `rate`, `faults`, `hashes`, `metadata`, `down` and `direct` may be set at any
-    time and from any thread; they hold from the next request on, and `rate`, `faults` and `down`
-    at once. Each of `BACKENDS` has torch 2.13.0, `cpu` and `cu126` also 2.12.0.
+    The attributes `rate`, `faults`, `hashes`, `metadata`, `login`, `down` and `direct` may be set
+    at any time and from any thread; they hold from the next request on, and `rate`, `faults` and
+    `down` at once. `login` is the user and the password that the mirror demands. Each of
+    `BACKENDS` has torch 2.13.0, `cpu` and `cu126` also 2.12.0.
     """
 
     def __init__(self, *, pad_bytes: int = PAD_BYTES) -> None:
@@ -92,6 +93,7 @@ class StandIn:
         self._faults: list[tuple[Fault, int | None]] = []
         self.hashes = True
         self.metadata = True
+        self.login: tuple[str, str] | None = None
         self._down = False
         self.direct = True
 
@@ -198,9 +200,14 @@ class StandIn:
         """The plain index, for `UV_DEFAULT_INDEX`."""
         return f"{self._plain.url}/simple/"
 
+    @property
+    def mirror_base(self) -> str:
+        """The mirror on the plain server: what stands before a backend's name."""
+        return f"{self._plain.url}/whl"
+
     def mirror_url(self, backend: str) -> str:
         """Return the address of a backend's index on the plain server, as a mirror has it."""
-        return f"{self._plain.url}/whl/{backend}"
+        return f"{self.mirror_base}/{backend}"
 
     @property
     def bundle(self) -> Path:

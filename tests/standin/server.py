@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import select
 import socket
@@ -145,6 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with a status and no body; what follows is unclear, so end the connection."""
         entry.status = status
         self.send_response(status)
+        if status == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="mirror"')
         self.send_header("Content-Length", "0")
         self.send_header("Connection", "close")
         self.end_headers()
@@ -183,6 +186,9 @@ class _IndexHandler(_Handler):
             if with_body:
                 kinds += ("stall", "truncate", "corrupt")
             fault = self.standin._take_fault(entry, *kinds)
+            if not self._may(path):
+                self.refuse(401, entry)
+                return
             if fault and fault.kind == "silent":
                 self.standin._hold(self.connection, entry)
                 self.close_connection = True
@@ -197,6 +203,14 @@ class _IndexHandler(_Handler):
 
     def _unreachable(self) -> bool:
         return self.standin.down and self.host != "127.0.0.1"
+
+    def _may(self, path: str) -> bool:
+        """Whether who asks the mirror for something has said who it is, where that is demanded."""
+        login = self.standin.login
+        if login is None or self.host != "127.0.0.1" or not path.startswith("/whl/"):
+            return True
+        expected = base64.b64encode(":".join(login).encode()).decode()
+        return self.headers.get("Authorization") == f"Basic {expected}"
 
     def _send(self, answer: Answer, entry: Entry, fault: Fault | None, *, with_body: bool) -> None:
         start, stop, status = 0, answer.size, 200
