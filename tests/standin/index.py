@@ -91,6 +91,7 @@ class StandIn:
     def _set_knobs(self) -> None:
         self._rate: int | None = None
         self._faults: list[tuple[Fault, int | None]] = []
+        self._passed: list[int] = []
         self.hashes = True
         self.metadata = True
         self.login: tuple[str, str] | None = None
@@ -250,6 +251,7 @@ class StandIn:
     def faults(self, value: Iterable[Fault]) -> None:
         with self._state:
             self._faults = [(fault, fault.times) for fault in value]
+            self._passed = [0] * len(self._faults)
             self._changes += 1
 
     @property
@@ -267,9 +269,18 @@ class StandIn:
         with self._state:
             entry.changes = self._changes
             for place, (fault, left) in enumerate(self._faults):
-                if fault.kind in kinds and left != 0 and re.search(fault.pattern, entry.path):
-                    self._faults[place] = (fault, None if left is None else left - 1)
-                    return fault
+                if (
+                    fault.kind not in kinds
+                    or left == 0
+                    or fault.method not in ("", entry.method)
+                    or not re.search(fault.pattern, entry.path)
+                ):
+                    continue
+                if self._passed[place] < fault.skip:
+                    self._passed[place] += 1
+                    continue
+                self._faults[place] = (fault, None if left is None else left - 1)
+                return fault
         return None
 
     # Log

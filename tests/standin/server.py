@@ -7,6 +7,7 @@ import email.utils
 import select
 import socket
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -37,7 +38,19 @@ FILE_HOST = "download-r2.pytorch.org"
 SIMPLE = "simple"
 """The shelf of the plain index, beside the shelves that bear backends' names."""
 
-FaultKind = Literal["status", "silent", "stall", "truncate", "corrupt", "wrong-hash"]
+FaultKind = Literal[
+    "status",
+    "silent",
+    "reset",
+    "redirect",
+    "stall",
+    "truncate",
+    "corrupt",
+    "wrong-size",
+    "wrong-hash",
+]
+NOWHERE = "nowhere.invalid"
+"""A host that can't be: where a redirect that goes wrong leads."""
 
 _CHUNK = 1 << 20
 
@@ -46,9 +59,11 @@ _CHUNK = 1 << 20
 class Fault:
     """Describe how requests for some paths go wrong.
 
-    `status` answers with that status and nothing else; `silent` never answers; `stall` and
-    `truncate` send half of the body, then nothing or the end of the connection; `corrupt` flips
-    a bit in the middle; `wrong-hash` lets an index page give its files hashes that are not theirs.
+    `status` answers with that status and nothing else; `silent` never answers; `reset` breaks the
+    connection off instead; `redirect` sends the client to a host that is not there; `stall` and
+    `truncate` send a part of the body, then nothing or the end of the connection; `corrupt` flips
+    a bit in the middle; `wrong-size` announces a body of twice its length to HEAD; `wrong-hash`
+    lets an index page give its files hashes that are not theirs.
     """
 
     pattern: str
@@ -57,6 +72,12 @@ class Fault:
     status: int = 503
     times: int | None = None
     """How many requests it spoils; `None` means all."""
+    skip: int = 0
+    """How many requests it lets pass first."""
+    method: str = ""
+    """`GET` or `HEAD`, where it spoils only these."""
+    part: float = 0.5
+    """How much of the body `stall` and `truncate` send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +203,8 @@ class _IndexHandler(_Handler):
             if self._unreachable():
                 self.close_connection = True
                 return
-            kinds: tuple[FaultKind, ...] = ("status", "silent")
-            if with_body:
-                kinds += ("stall", "truncate", "corrupt")
+            kinds: tuple[FaultKind, ...] = ("status", "silent", "reset", "redirect")
+            kinds += ("stall", "truncate", "corrupt") if with_body else ("wrong-size",)
             fault = self.standin._take_fault(entry, *kinds)
             if not self._may(path):
                 self.refuse(401, entry)
@@ -193,13 +213,31 @@ class _IndexHandler(_Handler):
                 self.standin._hold(self.connection, entry)
                 self.close_connection = True
                 return
+            if fault and fault.kind == "reset":
+                self._break_off()
+                return
             answer = self.find(entry)
             if fault and fault.kind == "status":
                 self.refuse(fault.status, entry)
+            elif fault and fault.kind == "redirect":
+                self._send_away(entry)
             elif answer is None:
                 self.refuse(self.missing, entry)
             else:
                 self._send(answer, entry, fault, with_body=with_body)
+
+    def _break_off(self) -> None:
+        """End the connection by a reset, as a gateway that drops it does."""
+        no_time_to_linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_time_to_linger)
+        self.close_connection = True
+
+    def _send_away(self, entry: Entry) -> None:
+        entry.status = 302
+        self.send_response(302)
+        self.send_header("Location", f"https://{NOWHERE}{self.path}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _unreachable(self) -> bool:
         return self.standin.down and self.host != "127.0.0.1"
@@ -232,7 +270,8 @@ class _IndexHandler(_Handler):
         if status == 416:
             self.send_header("Content-Range", f"bytes */{answer.size}")
         if status != 304:
-            self.send_header("Content-Length", str(stop - start))
+            lie = 2 if fault and fault.kind == "wrong-size" else 1
+            self.send_header("Content-Length", str((stop - start) * lie))
         self.end_headers()
         if with_body:
             self._send_body(answer.body, start, stop, entry, fault)
@@ -251,7 +290,9 @@ class _IndexHandler(_Handler):
     ) -> None:
         middle = (start + stop) // 2
         kind = fault.kind if fault else None
-        end = middle if kind in {"stall", "truncate"} else stop
+        end = stop
+        if fault and fault.kind in {"stall", "truncate"}:
+            end = start + int((stop - start) * fault.part)
         standin = self.standin
         resets = standin._resets
         pace: int | None = None
