@@ -143,7 +143,7 @@ def test_a_word_that_looks_may_ask_the_index_and_no_other_word_takes_the_wish() 
 
 def test_the_hint_of_consent_repeats_the_line_as_it_can_be_written() -> None:
     words = parse_words(["install", "cpu", "torch >=2.9, <3"], notebook=True)
-    assert words.consent_hint == "`%torchenv install cpu 'torch >=2.9, <3' --yes` uses it"
+    assert words.with_consent == "`%torchenv install cpu 'torch >=2.9, <3' --yes`"
 
 
 # ------------------------------------------------------------------------------ what is not a word

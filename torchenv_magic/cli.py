@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from torchenv_magic.errors import InstallCancelled, TorchEnvError
+from torchenv_magic.errors import ConsentError, InstallCancelled, TorchEnvError
 from torchenv_magic.serialization import to_json
 from torchenv_magic.words import HelpRequested, Words, overview, parse_words
 
@@ -139,8 +139,9 @@ def _install(words: Words) -> int:
         plan = _make_plan(words, cancellation)
         if not words.json and not plan.nothing_to_do:
             _print_text(str(plan))
-        with contextlib.closing(_Progress()) as progress:
-            result = install_plan(plan, on_event=progress, cancellation=cancellation)
+    _check_consent(words, plan)
+    with _stoppable() as cancellation, contextlib.closing(_Progress()) as progress:
+        result = install_plan(plan, on_event=progress, cancellation=cancellation)
     if not words.json:
         for text in filter(None, (result.recovered, str(result))):
             _print_text(_colored(text, "32", sys.stdout))
@@ -154,6 +155,27 @@ def _install(words: Words) -> int:
     data = {"result": to_json(result), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)
+
+
+def _check_consent(words: Words, plan: Plan) -> None:
+    """Ask whoever sits at the terminal before anything of theirs is lost; a script says `--yes`.
+
+    Raises
+    ------
+    ConsentError, InstallCancelled
+    """
+    if words.yes:
+        return
+    try:
+        plan.check_consent()
+    except ConsentError as error:
+        if words.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            error.hint = f"{words.with_consent} does it, `torchenv undo` takes it back"
+            raise
+        _talk(f"{error.message}.")
+        print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise InstallCancelled("Not installed; the environment is as it was") from None
 
 
 def _verify(words: Words) -> int:
@@ -229,7 +251,7 @@ def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
             )
     except IndexUnreachableError as error:
         if error.offers:
-            error.hint = words.consent_hint
+            error.hint = f"{words.with_consent} uses it"
         raise
     if words.json:
         plan = replace(plan, notes=(*plan.notes, *warnings))

@@ -9,6 +9,7 @@ TorchEnvError
 ├── PlanError               the request can't be resolved
 │   ├── ConflictError       requirements, or installed packages, contradict it
 │   └── SourceError         the place the wheels come from can't be used
+├── ConsentError            what would be done is to be asked for first
 ├── InstallError            the environment was not changed, or was put back
 │   ├── DiskSpaceError
 │   ├── BusyError           another install works on this environment
@@ -25,6 +26,7 @@ from typing import ClassVar
 __all__ = [
     "BusyError",
     "ConflictError",
+    "ConsentError",
     "DiskSpaceError",
     "InstallCancelled",
     "InstallError",
@@ -98,6 +100,10 @@ class ConflictError(PlanError):
 
 class SourceError(PlanError):
     code = "source"
+
+
+class ConsentError(TorchEnvError):
+    code = "consent"
 
 
 class InstallError(TorchEnvError):

@@ -143,9 +143,9 @@ class Words:
     """The line as it was written, with the program's name."""
 
     @property
-    def consent_hint(self) -> str:
-        """How to say yes to wheels from elsewhere: the same line once more, so nothing is lost."""
-        return f"`{self.line} --yes` uses it"
+    def with_consent(self) -> str:
+        """How to say yes to what was asked for first: the same line, so that nothing is lost."""
+        return f"`{self.line} --yes`"
 
 
 class HelpRequested(Exception):  # noqa: N818  (it is no error)

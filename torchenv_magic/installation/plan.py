@@ -25,7 +25,7 @@ from torchenv_magic.environment import (
     installed_backend,
     is_satellite,
 )
-from torchenv_magic.errors import UvError
+from torchenv_magic.errors import ConsentError, UvError
 from torchenv_magic.installation.progress import format_bytes
 from torchenv_magic.selection import Request
 
@@ -152,6 +152,45 @@ class Plan:
     def versions(self) -> dict[str, str]:
         """Normalized name to version of everything that will be there new."""
         return {c.name: c.after for c in self.changes if c.after is not None}
+
+    @property
+    def losses(self) -> tuple[Change, ...]:
+        """What a person has installed outside the PyTorch family and would not find again.
+
+        A build's own libraries come and go with it, and a package that is put back in the version
+        that it has is repaired.
+        """
+        return tuple(
+            change
+            for change in self.changes
+            if change.name not in FAMILY_MEMBERS
+            and not is_satellite(change.name)
+            and change.before not in (None, change.after)
+        )
+
+    def check_consent(self) -> None:
+        """Check that nothing is lost without a word.
+
+        Raises
+        ------
+        ConsentError
+            The plan has `losses`; its hint is for whoever can be asked.
+        """
+        if not self.losses:
+            return
+        named = [
+            f"replace {change.name} {change.before} by {change.after}"
+            if change.after
+            else f"remove {change.name} {change.before}"
+            for change in self.losses
+        ]
+        shown = ", ".join(named[:3]) + _more(len(named) - 3)
+        verb = "is" if len(named) == 1 else "are"
+        raise ConsentError(
+            f"This install would {shown}, which {verb} not part of PyTorch",
+            hint="run it with `--yes` where that is wanted",
+            detail=str(self),
+        )
 
     def of(self, action: str) -> tuple[Change, ...]:
         """Return the changes of one kind."""

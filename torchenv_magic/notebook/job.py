@@ -126,6 +126,8 @@ class Job:
             self._set(plan=plan)
             if self._only_plan:
                 return
+            if not consent:
+                plan.check_consent()
             self._set(stage="installing")
             try:
                 result = install_plan(plan, on_event=self._tell, cancellation=self._cancellation)

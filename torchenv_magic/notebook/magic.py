@@ -16,6 +16,7 @@ from IPython.display import display
 
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
+    ConsentError,
     InstallCancelled,
     RequestError,
     RestartError,
@@ -191,7 +192,9 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
         # was not installed.
         raise _cancelled()
     if isinstance(error, IndexUnreachableError) and error.offers:
-        error.hint = words.consent_hint
+        error.hint = f"{words.with_consent} uses it"
+    if isinstance(error, ConsentError):
+        error.hint = f"{words.with_consent} does it, `%torchenv undo` takes it back"
     if error is not None:
         view.fail(error, "Not installed." if words.word == "install" else "No plan.")
         raise error
