@@ -23,7 +23,7 @@ import pytest
 import torchenv_magic
 from tests.browser.kernel_environment import interpreter_of, run_uv
 from tests.kernels import PROJECT_ROOT, SECONDS
-from tests.standin import Fault
+from tests.standin import Fault, make_wheel
 from tests.workplace import Workplace
 from torchenv_magic.cli import main
 from torchenv_magic.environment import read_environment
@@ -307,6 +307,46 @@ def test_a_folder_of_wheels_is_used_with_consent_where_the_index_is_away(
     taken = torchenv(workplace, *command, "--yes", variables=variables)
     assert installed(target)["torch"] == "2.12.0+cpu"
     assert f"from the wheel folder {folder}\n" in taken.stdout
+
+
+@on_posix
+def test_a_package_outside_the_family_is_replaced_only_with_consent(
+    workplace: Workplace, target: Path
+) -> None:
+    old = make_wheel(workplace.directory, "pillow", "5.0.0")
+    run_uv("pip", "install", "--quiet", "--offline", f"--python={target}", str(old))
+    command = ("install", "cpu", "torchvision", "--python", target)
+    before = everything(target)
+    refused = torchenv(workplace, *command, "--json", status=1)
+    error = json.loads(refused.stdout)["error"]
+    assert (error["code"], error["message"]) == (
+        "consent",
+        "This install would replace pillow 5.0.0 by 13.0.0, which is not part of PyTorch",
+    )
+    assert (
+        f"`torchenv install cpu torchvision --python {target} --json --yes` does it"
+        in (error["hint"])
+    )
+    with on_a_terminal(workplace, *command, NO_COLOR="1") as child:
+        child.expect(r"Go on\? \[y/N\] ")
+        child.sendline("")
+        child.expect("error: Not installed; the environment is as it was")
+        child.expect(pexpect.EOF)
+    assert child.exitstatus == 1
+    assert everything(target) == before
+    with on_a_terminal(workplace, *command, NO_COLOR="1") as child:
+        child.expect(r"Go on\? \[y/N\] ")
+        child.sendline("y")
+        child.expect("PyTorch works")
+        child.expect(pexpect.EOF)
+    assert installed(target)["pillow"] == "13.0.0"
+
+    run_uv("pip", "install", "--quiet", "--offline", f"--python={target}", str(old))
+    torchenv(workplace, *command, "--yes")
+    # What is named was asked for.
+    run_uv("pip", "install", "--quiet", "--offline", f"--python={target}", str(old))
+    torchenv(workplace, *command, "pillow>=13")
+    assert installed(target)["pillow"] == "13.0.0"
 
 
 def test_an_index_that_fails_is_said_and_changes_nothing(

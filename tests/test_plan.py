@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, InstalledPackage, Interpreter
-from torchenv_magic.errors import RequestError, UvError
+from torchenv_magic.errors import ConsentError, RequestError, UvError
 from torchenv_magic.installation.plan import (
     Change,
     Download,
@@ -505,3 +505,49 @@ def test_a_plan_has_a_json_form() -> None:
     assert data["backend"] == "cu126"
     assert data["changes"][0]["after"] == "2.13.0+cu126"
     assert Requirement(data["request"]["requirements"][0]).name == "torch"
+
+
+def change(name: str, before: str | None, after: str | None) -> Change:
+    if before is None:
+        return Change(name=name, action="install", after=after)
+    return Change(name=name, action="replace" if after else "remove", before=before, after=after)
+
+
+def planned(*changes: Change, asked: tuple[str, ...] = ("torch",)) -> Plan:
+    return Plan(
+        request=Request(requirements=asked),
+        backend=CU126,
+        reason="the driver runs it",
+        python=Path("/home/ada/env/bin/python"),
+        prefix=Path("/home/ada/env"),
+        source=INDEX,
+        changes=changes,
+    )
+
+
+def test_what_a_person_would_miss_is_lost_and_nothing_else() -> None:
+    plan = planned(
+        change("torch", "2.12.0+cu130", "2.13.0+cu126"),
+        change("triton", "3.7.0", None),
+        change("nvidia-cublas", "13.0", "12.6"),
+        change("sympy", None, "1.14.0"),
+        change("filelock", "3.20.0", "3.20.0"),
+        change("pillow", "5.0.0", "13.0.0"),
+        change("numpy", "2.4.6", "1.26.4"),
+        change("fsspec", "2026.9.0", None),
+        asked=("torch", "Pillow>=13"),
+    )
+    assert [each.name for each in plan.losses] == ["numpy", "fsspec"]
+    with pytest.raises(ConsentError) as caught:
+        plan.check_consent()
+    assert caught.value.message == (
+        "This install would replace numpy 2.4.6 by 1.26.4, remove fsspec 2026.9.0, which are not "
+        "part of PyTorch"
+    )
+    planned(change("torch", "2.12.0", "2.13.0+cu126")).check_consent()
+
+
+def test_many_losses_are_counted() -> None:
+    plan = planned(*(change(f"package{number}", "1", "2") for number in range(5)))
+    with pytest.raises(ConsentError, match="package2 1 by 2 and 2 more packages, which are not"):
+        plan.check_consent()

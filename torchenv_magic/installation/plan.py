@@ -157,13 +157,15 @@ class Plan:
     def losses(self) -> tuple[Change, ...]:
         """What a person has installed outside the PyTorch family and would not find again.
 
-        A build's own libraries come and go with it, and a package that is put back in the version
-        that it has is repaired.
+        A build's own libraries come and go with it, a package that was named was asked for, and
+        one that is put back in the version that it has is repaired.
         """
+        named = {canonicalize_name(Requirement(t).name) for t in self.request.requirements}
         return tuple(
             change
             for change in self.changes
             if change.name not in FAMILY_MEMBERS
+            and change.name not in named
             and not is_satellite(change.name)
             and change.before not in (None, change.after)
         )
