@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,15 @@ from packaging.version import InvalidVersion, Version
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.errors import TargetError
 from torchenv_magic.serialization import from_json, to_json
+from torchenv_magic.state import make_state_directory, read_state, state_directory, write_state
 
-__all__ = ["Expectation", "expectation_path", "read_expectation", "write_expectation"]
+__all__ = [
+    "Expectation",
+    "expectation_path",
+    "read_expectation",
+    "remove_expectation",
+    "write_expectation",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +43,7 @@ class Expectation:
 
 def expectation_path(prefix: Path) -> Path:
     """Return where the environment at `prefix` keeps its expectation."""
-    return prefix / ".torchenv" / "expectation.json"
+    return state_directory(prefix) / "expectation.json"
 
 
 def write_expectation(prefix: Path, expectation: Expectation) -> None:
@@ -49,24 +55,36 @@ def write_expectation(prefix: Path, expectation: Expectation) -> None:
         The environment can't be written to.
     """
     path = expectation_path(prefix)
-    # Not `tempfile`: its files are for their owner only, and a shared environment has more readers.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     text = json.dumps({"schema": _SCHEMA, **to_json(expectation)}, indent=1) + "\n"
     try:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with temporary.open("x", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        make_state_directory(prefix)
+        # A shared environment has more readers than its owner.
+        write_state(path, text.encode("ascii"), for_readers=True)
     except OSError as error:
-        raise TargetError(
-            f"What was asked for could not be kept in `{path}`: {error.strerror}",
-            hint="make the environment writable, or work in one of your own",
-        ) from None
+        raise _not_kept(path, error) from None
+
+
+def remove_expectation(prefix: Path) -> None:
+    """Forget what was asked of the environment at `prefix`.
+
+    Raises
+    ------
+    TargetError
+        The environment can't be written to.
+    """
+    path = expectation_path(prefix)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+    except OSError as error:
+        raise _not_kept(path, error) from None
+
+
+def _not_kept(path: Path, error: OSError) -> TargetError:
+    return TargetError(
+        f"What was asked for could not be kept in `{path}`: {error.strerror}",
+        hint="make the environment writable, or work in one of your own",
+    )
 
 
 def read_expectation(prefix: Path) -> Expectation | None:
@@ -77,8 +95,7 @@ def read_expectation(prefix: Path) -> Expectation | None:
     """
     path = expectation_path(prefix)
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
+        content = read_state(path, largest=_LARGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
