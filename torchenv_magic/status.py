@@ -14,6 +14,7 @@ from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import CurrentCatalog, Refresh
 from torchenv_magic.errors import InstallError, TargetError
+from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.interpreter import Interpreter, running_interpreter
 from torchenv_magic.selection import Request, Selection, select
 
@@ -97,7 +98,11 @@ def verdict(selection: Selection, installed: Backend | None) -> str | None:
 
 
 def read_status(
-    request: Request | None = None, *, python: Path | None = None, refresh: Refresh = "never"
+    request: Request | None = None,
+    *,
+    python: Path | None = None,
+    refresh: Refresh = "never",
+    index_base: str | None = None,
 ) -> Status:
     """Look at the host and at the environment of `python`, and select for `request`.
 
@@ -109,6 +114,8 @@ def read_status(
         What is asked of the PyTorch index: nothing (`never`: what it said in the last days is used,
         else the shipped catalog), all that is a day old where the backend is open, for a second at
         most and without a word where it fails (`stale`), or everything (`always`).
+    index_base
+        The mirror that is asked in its place; None for the one that is set here, if one is.
 
     Raises
     ------
@@ -120,7 +127,12 @@ def read_status(
         refresh = "never"
     platform = read_platform(environ=os.environ)
     # Answers while host and environment are looked at.
-    current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
+    current = CurrentCatalog(
+        refresh,
+        wheel_platform=platform.wheel_platform,
+        environ=os.environ,
+        mirror=mirror_base(index_base, prefix=_prefix(python)),
+    )
     environment, recovered, unrepaired = read_repaired(python)
     host = detect()
     selection = _select(
@@ -152,7 +164,12 @@ def read_selection(
     TargetError, RequestError
     """
     platform = read_platform(environ=os.environ)
-    current = CurrentCatalog(refresh, wheel_platform=platform.wheel_platform, environ=os.environ)
+    current = CurrentCatalog(
+        refresh,
+        wheel_platform=platform.wheel_platform,
+        environ=os.environ,
+        mirror=mirror_base(prefix=_prefix(python)),
+    )
     if python is None:
         interpreter, installed = running_interpreter(), _distributions_here()
     else:
@@ -162,6 +179,13 @@ def read_selection(
         interpreter = environment.interpreter
         installed = tuple(package.name for package in environment.packages)
     return _select(detect(), request or Request(), interpreter, current, installed=installed)
+
+
+def _prefix(python: Path | None) -> Path:
+    """Return where the environment of `python` lies, without starting it."""
+    if python is None:
+        return Path(sys.prefix)
+    return python if python.is_dir() else python.parent.parent
 
 
 def _distributions_here() -> tuple[str, ...]:

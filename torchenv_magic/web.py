@@ -6,8 +6,12 @@ Importing this takes urllib and ssl along: who only may have to ask imports it w
 from __future__ import annotations
 
 import base64
+import logging
+import netrc
 import os
+import re
 import ssl
+import sys
 import threading
 import time
 import urllib.request
@@ -27,12 +31,76 @@ from urllib.parse import unquote, urlsplit
 
 from torchenv_magic import __version__
 
-__all__ = ["REQUEST_ERRORS", "AnswerError", "open_address", "read_body", "reason_words"]
+__all__ = [
+    "REQUEST_ERRORS",
+    "AnswerError",
+    "keep_login",
+    "kept_login",
+    "open_address",
+    "read_body",
+    "reason_words",
+    "trusted_certificates",
+    "without_login",
+]
+
+logger = logging.getLogger(__name__)
 
 # A server that speaks no HTTP, a proxy's address with a port that is no number.
 REQUEST_ERRORS = (OSError, HTTPException, ValueError)
 
 _SECONDS = 5.0
+
+
+# Not in any record: those are printed, turned into JSON and kept on disk. What was told once in
+# this process, by the address of a mirror, is known to whatever asks that server later.
+_logins: dict[tuple[str, str | None, int | None], tuple[str, str]] = {}
+
+_USERINFO = re.compile(r"(?<=://)[^/\s?#@]*(?:@[^/\s?#@]*)*@")
+
+
+def without_login(text: str) -> str:
+    """Return the text with every address in it shorn of its login.
+
+    >>> without_login("see https://ada:secret@mirror.example/whl for more")
+    'see https://mirror.example/whl for more'
+    """
+    return _USERINFO.sub("", text)
+
+
+def keep_login(address: str, login: tuple[str, str] | None = None) -> str:
+    """Keep the login for the server of `address`, or the one in it; return it without one."""
+    parts = urlsplit(address)
+    if login is None and parts.username is not None:
+        login = unquote(parts.username), unquote(parts.password or "")
+    bare = without_login(address)
+    if login is not None:
+        _logins[_origin(bare)] = login
+    return bare
+
+
+def kept_login(address: str) -> tuple[str, str] | None:
+    """Return the user and password that were kept for the server of `address`."""
+    return _logins.get(_origin(address))
+
+
+def _login(address: str) -> tuple[str, str] | None:
+    """Return what to log in with: what was kept, else what the person's netrc has, as uv does."""
+    if (kept := kept_login(address)) is not None:
+        return kept
+    host = urlsplit(address).hostname
+    if host is None:
+        return None
+    try:
+        named = os.environ.get("NETRC")
+        name = "_netrc" if sys.platform == "win32" else ".netrc"
+        file = Path(named) if named else Path.home() / name
+        # Not its entry for all others: that one would go to servers nobody thought of.
+        found = netrc.netrc(str(file)).hosts.get(host) if file.is_file() else None
+    except (OSError, RuntimeError, UnicodeDecodeError, netrc.NetrcParseError) as error:
+        # Its words quote the file, which is made of secrets.
+        logger.info("netrc is not read: %s", type(error).__name__)
+        return None
+    return (found[0], found[2] or "") if found is not None else None
 
 
 class AnswerError(ValueError):
@@ -59,10 +127,12 @@ def open_address(
     """
     parts = urlsplit(address)
     sent = {"User-Agent": f"torchenv_magic/{__version__}", **(headers or {})}
+    login = _login(address)
     if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        sent["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        login = unquote(parts.username), unquote(parts.password or "")
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if login is not None:
+        sent["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
     request = urllib.request.Request(address, method=method, headers=sent)  # noqa: S310
     response: AbstractContextManager[HTTPResponse] = _opener().open(
         request, timeout=timeout_seconds
@@ -95,7 +165,7 @@ class _EncryptedHandler(urllib.request.AbstractHTTPHandler):
     https_request = urllib.request.AbstractHTTPHandler.do_request_
 
     def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        context = _trust(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+        context = _trust(*trusted_certificates(os.environ))
         return self.do_open(HTTPSConnection, request, context=context)
 
 
@@ -123,6 +193,24 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 def _origin(address: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(address)
     return parts.scheme, parts.hostname, parts.port
+
+
+def trusted_certificates(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Return the file and the folder of certificates that are trusted here; empty for none.
+
+    A site that inspects TLS tells its own to pip and requests as a rule, by the variables that uv
+    does not read.
+    """
+    file, directory = environ.get("SSL_CERT_FILE", ""), environ.get("SSL_CERT_DIR", "")
+    if file or directory or "UV_SYSTEM_CERTS" in environ:
+        return file, directory
+    for name in ("REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE"):
+        named = environ.get(name, "")
+        if named and Path(named).is_file():
+            return named, ""
+        if named and Path(named).is_dir():
+            return "", named
+    return "", ""
 
 
 _reading_certificates = threading.Lock()

@@ -9,10 +9,16 @@ from pathlib import Path
 __all__ = ["cache_folder", "listing_file"]
 
 
-def listing_file(environ: Mapping[str, str]) -> Path | None:
-    """Return the file that holds what the PyTorch index said last."""
+def listing_file(environ: Mapping[str, str], *, mirror: str | None = None) -> Path | None:
+    """Return the file that holds what the PyTorch index, or a mirror of it, said last."""
     folder = cache_folder(environ)
-    return folder / "index.json" if folder is not None else None
+    if folder is None:
+        return None
+    if mirror is None:
+        return folder / "index.json"
+    from hashlib import sha256
+
+    return folder / f"index-{sha256(mirror.encode()).hexdigest()[:16]}.json"
 
 
 def cache_folder(

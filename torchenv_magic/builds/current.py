@@ -43,12 +43,12 @@ def backends_to_ask(
     return candidates if refresh == "always" else stale_backends(cached, candidates, now=now)
 
 
-def is_stale(wheel_platform: str, environ: Mapping[str, str]) -> bool:
-    """Return whether `stale` would ask the index for anything now."""
-    from torchenv_magic.builds.index import candidate_backends
+def is_stale(wheel_platform: str, environ: Mapping[str, str], *, mirror: str | None = None) -> bool:
+    """Return whether `stale` would ask the index, or its mirror, for anything now."""
+    from torchenv_magic.builds.index import INDEX_ADDRESS, candidate_backends
     from torchenv_magic.builds.index_cache import read_cache
 
-    cached = read_cache(listing_file(environ))
+    cached = read_cache(listing_file(environ, mirror=mirror), index=mirror or INDEX_ADDRESS)
     candidates = candidate_backends(load_catalog(), wheel_platform)
     return bool(backends_to_ask("stale", cached, candidates, now=int(time.time()), environ=environ))
 
@@ -66,22 +66,31 @@ def _is_there(file: Path | None) -> bool:
 
 
 class CurrentCatalog:
-    """One use of the catalog. Making it starts what `refresh` takes; `read` waits for the rest."""
+    """One use of the catalog. Making it starts what `refresh` takes; `read` waits for the rest.
+
+    `mirror` is asked in place of the PyTorch index, of which then nothing is asked.
+    """
 
     def __init__(
-        self, refresh: Refresh, *, wheel_platform: str, environ: Mapping[str, str]
+        self,
+        refresh: Refresh,
+        *,
+        wheel_platform: str,
+        environ: Mapping[str, str],
+        mirror: str | None = None,
     ) -> None:
         self._refresh = refresh
         self._environ = environ
-        self._file = listing_file(environ)
+        self._mirror = mirror
+        self._file = listing_file(environ, mirror=mirror)
         self._asking = None
         if refresh == "never":
             return
-        from torchenv_magic.builds.index import candidate_backends
+        from torchenv_magic.builds.index import INDEX_ADDRESS, candidate_backends
         from torchenv_magic.builds.index_cache import read_cache
 
         candidates = candidate_backends(load_catalog(), wheel_platform)
-        cached = read_cache(self._file)
+        cached = read_cache(self._file, index=mirror or INDEX_ADDRESS)
         backends = backends_to_ask(
             refresh, cached, candidates, now=int(time.time()), environ=environ
         )
@@ -90,14 +99,25 @@ class CurrentCatalog:
             from torchenv_magic.builds.index_client import REFRESH_SECONDS, Refreshing
 
             seconds = REFRESH_SECONDS if refresh == "always" else _STALE_SECONDS
-            self._asking = Refreshing(backends, known=cached.listings, timeout_seconds=seconds)
+            self._asking = Refreshing(
+                backends,
+                known=cached.listings,
+                timeout_seconds=seconds,
+                address=mirror or INDEX_ADDRESS,
+            )
 
     def read(self) -> tuple[Catalog, str | None]:
         """Return the catalog, and where a refresh that was asked for failed, one line on that."""
         shipped = load_catalog()
         if self._refresh == "never" and not _is_there(self._file):
             return shipped, None
-        from torchenv_magic.builds.index import failure_words, stand_in_words, with_listings
+        from torchenv_magic.builds.index import (
+            INDEX_ADDRESS,
+            LISTED,
+            failure_words,
+            stand_in_words,
+            with_listings,
+        )
         from torchenv_magic.builds.index_cache import (
             fresh_listings,
             merged,
@@ -105,7 +125,8 @@ class CurrentCatalog:
             write_cache,
         )
 
-        cached = read_cache(self._file)
+        place = f"the mirror {self._mirror}" if self._mirror else LISTED
+        cached = read_cache(self._file, index=self._mirror or INDEX_ADDRESS)
         failures: tuple[Failure, ...] = ()
         if self._asking is not None:
             listings, failures = self._asking.finish()
@@ -118,10 +139,10 @@ class CurrentCatalog:
                 logger.info("no listing of %s: %s", failure.backend, failure.reason)
         now = int(time.time())
         usable = fresh_listings(cached, now=now)
-        catalog = with_listings(shipped, usable, now=now)
+        catalog = with_listings(shipped, usable, now=now, place=place)
         if self._refresh != "always":
             return catalog, None
         if is_offline(self._environ):
             instead = stand_in_words(usable, shipped, now=now)
             return catalog, f"UV_OFFLINE is set: the builds here are {instead}"
-        return catalog, failure_words(failures, usable, shipped, now=now)
+        return catalog, failure_words(failures, usable, shipped, now=now, place=place)

@@ -21,6 +21,7 @@ from torchenv_magic.builds.catalog import Build, Catalog, CatalogOrigin
 
 __all__ = [
     "INDEX_ADDRESS",
+    "LISTED",
     "Failure",
     "ListedBuild",
     "Listing",
@@ -152,8 +153,12 @@ def candidate_backends(catalog: Catalog, wheel_platform: str) -> tuple[Backend, 
     )
 
 
-def with_listings(catalog: Catalog, listings: Iterable[Listing], *, now: int) -> Catalog:
+def with_listings(
+    catalog: Catalog, listings: Iterable[Listing], *, now: int, place: str = LISTED
+) -> Catalog:
     """Return the catalog with the builds that the index lists, for each backend that was listed.
+
+    `place` says in words who listed them.
 
     A backend that the catalog has never heard of is left out: its code and the driver that it
     needs are not known, so it could be chosen wrongly.
@@ -172,12 +177,12 @@ def with_listings(catalog: Catalog, listings: Iterable[Listing], *, now: int) ->
         for row in sorted(listing.builds, key=lambda row: row.torch, reverse=True):
             if row.torch.is_prerelease:
                 continue  # newer than every release of the others, and never asked for
-            place = (listing.backend, row.wheel_platform)
-            builds[place] = (*builds.get(place, ()), row.of(listing.backend))
-    return replace(catalog, builds=builds, origin=_origin(catalog, used, now))
+            key = (listing.backend, row.wheel_platform)
+            builds[key] = (*builds.get(key, ()), row.of(listing.backend))
+    return replace(catalog, builds=builds, origin=_origin(catalog, used, now, place))
 
 
-def _origin(catalog: Catalog, listings: Iterable[Listing], now: int) -> CatalogOrigin:
+def _origin(catalog: Catalog, listings: Iterable[Listing], now: int, place: str) -> CatalogOrigin:
     ages = {listing.backend: now - listing.read_at for listing in listings}
     newest = age_words(min(ages.values()))
     older = [
@@ -187,7 +192,7 @@ def _origin(catalog: Catalog, listings: Iterable[Listing], now: int) -> CatalogO
     day = time.strftime("%Y-%m-%d", time.gmtime(now - min(ages.values())))
     return CatalogOrigin(
         as_of=day,
-        source=f"{LISTED}, read {newest}{exceptions};"
+        source=f"{place}, read {newest}{exceptions};"
         f" code and drivers from the catalog of {catalog.origin.as_of}",
     )
 
@@ -205,7 +210,12 @@ def age_words(seconds: int) -> str:
 
 
 def failure_words(
-    failures: Iterable[Failure], listings: Iterable[Listing], catalog: Catalog, *, now: int
+    failures: Iterable[Failure],
+    listings: Iterable[Listing],
+    catalog: Catalog,
+    *,
+    now: int,
+    place: str = LISTED,
 ) -> str | None:
     """Return one line on what the index did not say, and what stands in for it.
 
@@ -221,9 +231,9 @@ def failure_words(
     if all(str(listing.backend) in failed for listing in listings):
         reason = max(names, key=lambda reason: len(names[reason]))
         instead = stand_in_words(listings, catalog, now=now)
-        return f"the PyTorch index did not answer ({reason}): the builds here are {instead}"
+        return f"{place} did not answer ({reason}): the builds here are {instead}"
     each = "; ".join(f"{', '.join(found)}: {reason}" for reason, found in names.items())
-    return f"the PyTorch index did not answer for all ({each}): what was known of these is used"
+    return f"{place} did not answer for all ({each}): what was known of these is used"
 
 
 def stand_in_words(listings: Iterable[Listing], catalog: Catalog, *, now: int) -> str:

@@ -52,22 +52,22 @@ class Cached:
     """The last try of each backend, where it failed."""
 
 
-def read_cache(file: Path | None) -> Cached:
-    """Return what the file holds; nothing where it is missing, damaged or not ours."""
+def read_cache(file: Path | None, *, index: str = INDEX_ADDRESS) -> Cached:
+    """Return what the file holds of `index`; nothing where it is missing, damaged or not ours."""
     if file is None:
-        return Cached()
+        return Cached(index=index)
     try:
         # Not a pipe, which would be waited for, nor a device that never ends.
         if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
-            return Cached()
+            return Cached(index=index)
         data = json.loads(file.read_bytes())
         cached = from_json(Cached, data)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         logger.info("%s is not used: %s", file, error)
-        return Cached()
-    if (cached.schema, cached.index) != (_SCHEMA, INDEX_ADDRESS):
+        return Cached(index=index)
+    if (cached.schema, cached.index) != (_SCHEMA, index):
         logger.info("%s was written by another version", file)
-        return Cached()
+        return Cached(index=index)
     return cached
 
 
@@ -99,7 +99,9 @@ def merged(cached: Cached, listings: Iterable[Listing], failures: Iterable[Failu
         failed.pop(listing.backend, None)
     for failure in failures:
         failed[failure.backend] = failure
-    return Cached(listings=tuple(kept.values()), failures=tuple(failed.values()))
+    return Cached(
+        index=cached.index, listings=tuple(kept.values()), failures=tuple(failed.values())
+    )
 
 
 def fresh_listings(

@@ -8,7 +8,10 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.index import INDEX_ADDRESS, Failure, Listing
@@ -127,6 +130,8 @@ def judge_answers(
 
 def _fetch(backend: Backend, earlier: Listing | None, address: str, deadline: float) -> Answer:
     now = int(time.time())
+    if address.startswith("file:"):
+        return _read(backend, address, now)
     headers = {"Accept": ACCEPT, "Accept-Encoding": "gzip", **_conditions(earlier)}
     try:
         with open_address(
@@ -161,6 +166,20 @@ def _fetch(backend: Backend, earlier: Listing | None, address: str, deadline: fl
         # Not the words of what is no `OSError`: they quote the address of a proxy, with its login.
         words = reason_words(error) if isinstance(error, OSError) else ""
         return Answer(backend=backend, reason=words or f"no answer in HTTP: {type(error).__name__}")
+
+
+def _read(backend: Backend, address: str, now: int) -> Answer:
+    """Return what a mirror that is a folder says."""
+    file = Path(url2pathname(urlsplit(address).path), str(backend), "torch", "index.html")
+    try:
+        builds = parse_page(file.read_bytes(), "text/html", backend)
+    except FileNotFoundError:
+        return Answer(backend=backend, status=404)
+    except OSError as error:
+        return Answer(backend=backend, reason=reason_words(error))
+    except PageError as error:
+        return Answer(backend=backend, reason=str(error))
+    return Answer(backend=backend, listing=Listing(backend=backend, read_at=now, builds=builds))
 
 
 def _conditions(earlier: Listing | None) -> dict[str, str]:
