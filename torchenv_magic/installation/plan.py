@@ -60,14 +60,21 @@ __all__ = [
 class Source:
     """Where the wheels of the PyTorch family come from."""
 
-    kind: Literal["index", "folder", "pypi"]
+    kind: Literal["index", "mirror", "folder", "pypi"]
     location: str
-    """The index's address, the folder's path, or `PyPI`."""
+    """The index's or the mirror's address without a login, the folder's path, or `PyPI`."""
+    origin: str = ""
+    """The setting that names it: `TORCHENV_INDEX_BASE`, `--find-links`, a file. Empty where nobody
+    had to."""
+    also: tuple[str, ...] = ()
+    """Further folders of wheels that are looked through beside it."""
 
     def __str__(self) -> str:
+        said = f" (as {self.origin} says)" if self.origin else ""
         return {
             "index": f"the PyTorch index ({self.location})",
-            "folder": f"the wheel folder {self.location}",
+            "mirror": f"the mirror {self.location}{said}",
+            "folder": f"the wheel folder {self.location}{said}",
             "pypi": "PyPI's own wheel",
         }[self.kind]
 
@@ -420,7 +427,8 @@ def source_arguments(source: Source, backend: Backend) -> list[str]:
     if source.kind == "index":
         return [f"--torch-backend={backend}"]
     if source.kind == "folder":
-        return [f"--find-links={source.location}"]
+        return [f"--find-links={folder}" for folder in (source.location, *source.also)]
+    # A mirror is named in uv's environment, where a login may stand: see `source_environment`.
     return []
 
 

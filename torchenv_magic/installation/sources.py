@@ -27,8 +27,9 @@ from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.index import INDEX_ADDRESS
 from torchenv_magic.environment import FAMILY_MEMBERS, Interpreter
 from torchenv_magic.installation.plan import Source
+from torchenv_magic.installation.settings import Sites
 from torchenv_magic.selection import Request
-from torchenv_magic.web import REQUEST_ERRORS, open_address, reason_words
+from torchenv_magic.web import REQUEST_ERRORS, kept_login, open_address, reason_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,7 @@ __all__ = [
     "index_source",
     "probe_index",
     "sizes",
+    "source_environment",
     "wheel_folders",
     "wheels_in",
 ]
@@ -50,9 +52,38 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAGE = 20_000_000
 
 
-def index_source(backend: Backend) -> Source:
-    """Return the PyTorch index of `backend`, which uv's `--torch-backend` means."""
-    return Source(kind="index", location=f"{INDEX_ADDRESS}/{backend}")
+def index_source(backend: Backend, sites: Sites | None = None) -> Source:
+    """Return the index of `backend`: PyTorch's, which uv's `--torch-backend` means, or a mirror."""
+    if sites is None or sites.index_base is None:
+        return Source(kind="index", location=f"{INDEX_ADDRESS}/{backend}")
+    location = f"{sites.index_base}/{backend}"
+    return Source(kind="mirror", location=location, origin=sites.index_origin)
+
+
+def source_environment(source: Source, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with what leads uv to a mirror, where `source` is one.
+
+    uv's `--torch-backend` has the address of PyTorch's index compiled in (uv#19569), so a mirror is
+    an index before all others. It is named here and not among the arguments, which every user of
+    the machine can read; its login stands in variables of its own, from which uv copies nothing
+    into a lock or a message. Indexes that are named in uv's own settings stay behind it.
+    """
+    child = dict(environ)
+    if source.kind != "mirror":
+        return child
+    others = child.get("UV_INDEX", "")
+    child["UV_INDEX"] = f"torchenv={source.location}/ {others}".strip()
+    if (login := kept_login(source.location)) is not None:
+        user, password = login
+        child["UV_INDEX_TORCHENV_USERNAME"] = user
+        # With a name alone uv asks the keyring, where it is told to.
+        if password:
+            child["UV_INDEX_TORCHENV_PASSWORD"] = password
+        else:
+            child.pop("UV_INDEX_TORCHENV_PASSWORD", None)
+    # Another strategy would take a newer torch from PyPI, of another build.
+    child["UV_INDEX_STRATEGY"] = "first-index"
+    return child
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +124,19 @@ def probe_index(source: Source) -> IndexAnswer:
     certificate that this does not.
     """
     try:
+        if (folder := _local_folder(source.location)) is not None:
+            page = (folder / "torch" / "index.html").read_text("utf-8", "replace")
+            return IndexAnswer(state="answered", page=page)
         with open_address(f"{source.location}/torch/") as response:
             page = response.read(_LONGEST_PAGE).decode("utf-8", "replace")
             return IndexAnswer(state="answered", page=page)
+    except FileNotFoundError:
+        return IndexAnswer(state="refused", detail="no page of torch")
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code in (401, 407):
+            # uv may know a keyring.
+            return IndexAnswer(state="unknown", detail=f"HTTP {error.code}")
         return IndexAnswer(state="refused", detail=f"HTTP {error.code}")
     except ssl.SSLError as error:
         return IndexAnswer(state="unknown", detail=str(error))
@@ -110,6 +149,11 @@ def probe_index(source: Source) -> IndexAnswer:
         )
     except REQUEST_ERRORS as error:
         return IndexAnswer(state="unknown", detail=repr(error))
+
+
+def _local_folder(address: str) -> Path | None:
+    parts = urlsplit(address)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
 def sizes(addresses: Iterable[str]) -> dict[str, int]:
