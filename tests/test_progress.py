@@ -185,7 +185,7 @@ def test_bytes_grow_while_a_throttled_install_runs(cold_target: Target) -> None:
     cold_target.standin.rate = 2_000_000
     events: list[Event] = []
     install_plan(plan, on_event=events.append)
-    assert phases(events) == ["download", "switch", "check", "done"]
+    assert phases(events) == ["download", "unpack", "link", "switch", "check", "done"]
     progress = [event.bytes for event in events if event.bytes is not None]
     assert len(progress) >= 8
     assert {b.total for b in progress} == {plan.download_bytes}

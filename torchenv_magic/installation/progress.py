@@ -6,12 +6,21 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from packaging.utils import canonicalize_name
 
-__all__ = ["BarReader", "Bytes", "Event", "OnEvent", "Phase", "format_bytes", "guarded"]
+__all__ = [
+    "BarReader",
+    "Bytes",
+    "Event",
+    "OnEvent",
+    "Phase",
+    "format_bytes",
+    "format_seconds",
+    "guarded",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +41,41 @@ Phase = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
-    """How far the download is, in bytes, as uv's own bars say it."""
+    """How far the download is, in bytes, as uv itself says it."""
 
     done: int
     total: int
+    """Of what has a size; see `unknown`."""
     per_second: float | None
     """Smoothed over the last seconds; None until there is something to smooth."""
     packages: tuple[tuple[str, int, int], ...] = ()
     """(name, done, total) of the packages that are being fetched, largest first."""
+    unknown: int = 0
+    """How many packages are still to come whose size nobody has told."""
+    whole_files: bool = False
+    """Whether uv only tells when a file is whole: it draws no bars where there is no terminal."""
+    silent_seconds: int = 0
+    """How long not one byte has come, once that is long enough to be told."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it takes at the present rate; None where that would be a guess."""
+        if not self.per_second or self.unknown or self.silent_seconds:
+            return None
+        return (self.total - self.done) / self.per_second
 
     def __str__(self) -> str:
         text = f"{format_bytes(self.done)} of {format_bytes(self.total)}"
+        if self.unknown:
+            text += f" and {_count(self.unknown, 'package')} of unknown size"
+        if self.whole_files:
+            text += ", counted file by file"
+        if self.silent_seconds:
+            return f"{text} · no data for {self.silent_seconds} s"
         if self.per_second:
             text += f" · {format_bytes(self.per_second)}/s"
-            left = (self.total - self.done) / self.per_second
-            if left >= 1:
-                text += f" · about {_format_seconds(left)} left"
+        if (left := self.seconds_left) is not None and left >= 1:
+            text += f" · about {format_seconds(left)} left"
         return text
 
 
@@ -60,7 +88,8 @@ class Event:
     """A person's sentence; empty where only the log or the bytes have something new."""
     bytes: Bytes | None = None
     count: tuple[int, int] | None = None
-    """(done, all) of the packages, as uv counts those that it has unpacked or linked."""
+    """(done, all) of the packages: those that are ready in uv's cache while they are fetched and
+    unpacked, then those that are linked."""
     log: str = ""
     """A line of uv's own words."""
 
@@ -98,23 +127,37 @@ def format_bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def _format_seconds(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Return how long something takes, as exactly as anybody wants to know it: `8 s`, `3 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # Seen on a pty with TERM=xterm in uv 0.9.5, 0.12.10 and 0.13.9:
 #   torch                ------------------------------ 2.87 MiB/182.91 MiB
+#   ⠹ Preparing packages... (5/7)
+#   ██░░░░░░░░░░░░░░░░░░ [1/7] filelock==3.20.0
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _CUT_ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*)?$")
 # A frame begins with its headline. After a broken download the frames have two bars of one name,
 # the new one first; the old one stays where it was until all is done.
-_BAR = re.compile(
-    r"(?P<headline>Preparing packages\.\.\.)|([A-Za-z0-9][\w.-]*)\s+-{30}\s+"
-    r"([\d.]+) ?(B|KiB|MiB|GiB)/([\d.]+) ?(B|KiB|MiB|GiB)"
+_DRAWN = re.compile(
+    r"(?P<headline>Preparing packages\.\.\.) \((?P<ready>\d+)/(?P<of>\d+)\)"
+    r"|[█░]{20} \[(?P<linked>\d+)/(?P<all>\d+)\]"
+    r"|(?P<name>[A-Za-z0-9][\w.-]*)\s+-{30}\s+"
+    r"(?P<done>[\d.]+ ?(?:B|KiB|MiB|GiB))/(?P<total>[\d.]+ ?(?:B|KiB|MiB|GiB))"
 )
+_SIZE = re.compile(r"([\d.]+) ?([A-Za-z]+)")
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# On a pipe uv says one line as a large file begins, and one when it is whole.
+_WHOLE = re.compile(r"Downloaded (\S+)")
 # indicatif redraws every active bar about twenty times a second: one that is not drawn while
 # others are has ended, though its last frame may have said 99 %.
 _GONE_SECONDS = 0.5
@@ -123,9 +166,14 @@ _RATE_SECONDS = 5.0
 _LONGEST_BAR = 200
 
 
+def _size(text: str) -> int:
+    number, unit = _SIZE.fullmatch(text).groups()  # type: ignore[union-attr]
+    return int(float(number) * _UNITS[unit])
+
+
 @dataclass(slots=True)
 class BarReader:
-    """Turns what uv draws on a pseudo-terminal into `Bytes`.
+    """Turns what uv draws on a pseudo-terminal into numbers.
 
     Feed it the raw text as it comes; it keeps the tail that may be half a frame.
     """
@@ -133,12 +181,21 @@ class BarReader:
     expected: Mapping[str, int] = field(default_factory=dict)
     """Normalized name to size in bytes of what will be fetched, as far as known: so the total
     stands from the first frame on. What uv draws beside it is counted too."""
+    unknown: frozenset[str] = frozenset()
+    """Normalized names of what will be fetched and whose size is not known."""
     clock: Callable[[], float] = time.monotonic
+    ready: tuple[int, int] | None = None
+    """(done, all) of the packages that are fetched and unpacked."""
+    linked: tuple[int, int] | None = None
+    """(done, all) of the packages that are linked; None before the first is."""
+    restarted: str | None = None
+    """The package whose download broke last: uv fetches it again from its beginning."""
     _tail: str = ""
     _frame: set[str] = field(default_factory=set)
-    _broken_off: set[tuple[str, str, str]] = field(default_factory=set)
+    _broken_off: set[tuple[str, str]] = field(default_factory=set)
     _bars: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     _samples: list[tuple[float, int]] = field(default_factory=list)
+    _whole_files: bool = False
 
     def feed(self, text: str) -> Bytes | None:
         """Return how far all downloads are after `text`, or None where it drew no bar."""
@@ -149,25 +206,46 @@ class BarReader:
         content = _ESCAPE.sub("", whole)
         end = 0
         drawn = False
-        for match in _BAR.finditer(content):
+        for match in _DRAWN.finditer(content):
             end = match.end()
             if match["headline"]:
                 self._frame.clear()
-                continue
-            name = canonicalize_name(match[2])
-            shown = int(float(match[5]) * _UNITS[match[6]])
-            if name in self._frame:
-                self._broken_off.add((name, match[3], match[4]))
-            # The first frame of a download says 0/0.
-            if not shown or (name, match[3], match[4]) in self._broken_off:
-                continue
-            drawn = True
-            self._frame.add(name)
-            total = self.expected.get(name, shown)
-            done = int(float(match[3]) * _UNITS[match[4]])
-            self._bars[name] = (total if done >= shown else min(done, total), total, now)
+                self.ready = (int(match["ready"]), int(match["of"]))
+            elif match["linked"]:
+                self.linked = (int(match["linked"]), int(match["all"]))
+            else:
+                drawn |= self._take_bar(match["name"], match["done"], match["total"], now)
         self._tail = content[max(end, len(content) - _LONGEST_BAR) :] + rest
         return self._bytes(now) if drawn else None
+
+    def _take_bar(self, name: str, done_text: str, total_text: str, now: float) -> bool:
+        name = canonicalize_name(name)
+        shown = _size(total_text)
+        if name in self._frame and (name, done_text) not in self._broken_off:
+            self._broken_off.add((name, done_text))
+            self.restarted = name
+        # The first frame of a download says 0/0.
+        if not shown or (name, done_text) in self._broken_off:
+            return False
+        self._frame.add(name)
+        total = self.expected.get(name, shown)
+        done = _size(done_text)
+        self._bars[name] = (total if done >= shown else min(done, total), total, now)
+        return True
+
+    def take_line(self, line: str) -> Bytes | None:
+        """Return how far all downloads are after a line of words, None where it says nothing."""
+        match = _WHOLE.fullmatch(line)
+        if match is None or (size := self.expected.get(canonicalize_name(match[1]))) is None:
+            return None
+        self._whole_files = True
+        now = self.clock()
+        self._bars[canonicalize_name(match[1])] = (size, size, now)
+        return self._bytes(now)
+
+    def state(self) -> Bytes:
+        """Return how far all downloads are, also where nothing was drawn yet."""
+        return self._bytes(self.clock())
 
     def finish(self) -> Bytes | None:
         """Return the end of all downloads, once uv has said that they are prepared."""
@@ -176,7 +254,7 @@ class BarReader:
             return None
         now = self.clock()
         self._bars = {name: (total, total, now) for name, total in names.items()}
-        return self._bytes(now)
+        return replace(self._bytes(now), unknown=0)
 
     def _bytes(self, now: float) -> Bytes:
         packages = []
@@ -188,10 +266,12 @@ class BarReader:
         return Bytes(
             done=done,
             total=sum(package[2] for package in packages) + waiting,
-            per_second=self._rate(now, done),
+            per_second=None if self._whole_files else self._rate(now, done),
             packages=tuple(
                 sorted((p for p in packages if p[1] < p[2]), key=lambda p: p[2], reverse=True)
             ),
+            unknown=len(self.unknown - self._bars.keys()),
+            whole_files=self._whole_files,
         )
 
     def _rate(self, now: float, done: int) -> float | None:

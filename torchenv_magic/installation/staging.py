@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from torchenv_magic.errors import DiskSpaceError, InstallCancelled, TargetError
 from torchenv_magic.installation.failures import explain, lacks_in_cache
+from torchenv_magic.installation.narrator import Narrator, Silence, http_timeout
 from torchenv_magic.installation.plan import (
     LockedPackage,
     Plan,
@@ -25,8 +26,9 @@ from torchenv_magic.installation.plan import (
     source_arguments,
     unpacked_bytes,
 )
-from torchenv_magic.installation.progress import BarReader, Event, OnEvent, format_bytes
-from torchenv_magic.installation.uv import Cancellation, Completed, Lines, Uv
+from torchenv_magic.installation.progress import BarReader, OnEvent, format_bytes
+from torchenv_magic.installation.sources import source_environment
+from torchenv_magic.installation.uv import Cancellation, Uv
 
 __all__ = ["cached_packages", "check_space", "is_local", "stage"]
 
@@ -55,41 +57,47 @@ def stage(
             arguments += source_arguments(plan.source, plan.backend)
         completed = None
         if plan.downloads and all(download.cached for download in plan.downloads):
-            on_event(Event(phase="download", message="Unpacking from uv's cache"))
-            completed = uv.run([*arguments, "--offline", "--quiet"], cancellation=cancellation)
+            narrator = _narrator(plan, on_event)
+            narrator.begin("link", _linking(plan))
+            completed = uv.run(
+                [*arguments, "--offline"],
+                environ=source_environment(plan.source, os.environ),
+                bars=True,
+                on_text=narrator.feed,
+                cancellation=cancellation,
+            )
         # Else, or where the cache was emptied since the plan was made. uv has all before it links
         # the first: a stage that is half full failed for another reason, and stays as it is.
         if completed is None or lacks_in_cache(completed):
-            completed = _download(plan, arguments, uv, on_event, cancellation)
+            narrator = _narrator(plan, on_event)
+            if plan.download_bytes or plan.unknown_sizes or completed is not None:
+                narrator.begin("download", f"Downloading from {plan.source}")
+            else:
+                narrator.begin("unpack", f"Unpacking from {plan.source}")
+            completed = uv.run(
+                arguments,
+                environ=source_environment(plan.source, os.environ),
+                bars=True,
+                on_text=narrator.feed,
+                cancellation=cancellation,
+            )
     if completed.returncode != 0:
         raise explain(completed, subject=f"torch for {plan.backend}")
 
 
-def _download(
-    plan: Plan, arguments: list[str], uv: Uv, on_event: OnEvent, cancellation: Cancellation
-) -> Completed:
-    lines = Lines(lambda line: on_event(Event(phase="download", log=line)))
+def _narrator(plan: Plan, on_event: OnEvent) -> Narrator:
+    fetched = [item for item in plan.downloads if not item.cached and not item.local]
     bars = BarReader(
-        expected={
-            download.name: download.size_bytes
-            for download in plan.downloads
-            if download.size_bytes and not download.cached and not download.local
-        }
+        expected={item.name: item.size_bytes for item in fetched if item.size_bytes},
+        unknown=frozenset(item.name for item in fetched if item.size_bytes is None),
     )
-    fetches = plan.download_bytes or plan.unknown_sizes
-    verb = "Downloading" if fetches else "Unpacking"
-    on_event(Event(phase="download", message=f"{verb} from {plan.source}"))
+    silence = Silence(retry_seconds=http_timeout(os.environ))
+    return Narrator(bars, on_event, linking=_linking(plan), silence=silence)
 
-    def read(text: str) -> None:
-        lines.feed(text)
-        if (progress := bars.feed(text)) is not None:
-            on_event(Event(phase="download", bytes=progress))
 
-    completed = uv.run(arguments, bars=True, on_text=read, cancellation=cancellation)
-    if completed.returncode == 0:
-        message = "Downloaded" if fetches else "Unpacked"
-        on_event(Event(phase="download", message=message, bytes=bars.finish()))
-    return completed
+def _linking(plan: Plan) -> str:
+    count = len(plan.versions)
+    return f"Linking {count} package{'' if count == 1 else 's'} from uv's cache"
 
 
 def _is_cached(uv: Uv, python: Path, lock: str, cancellation: Cancellation) -> bool:
