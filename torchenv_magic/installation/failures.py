@@ -71,6 +71,7 @@ _CONFIGURATION = re.compile(
 )
 _CERTIFICATE = re.compile(r"invalid peer certificate|UnknownIssuer|certificate verify")
 _OFFLINE = re.compile(r"network was disabled|[Nn]etwork connectivity is disabled")
+_LOGIN = re.compile(r"\(401 Unauthorized\)|lack of valid authentication credentials")
 _STATUS = re.compile(r"HTTP status \w+ error \((\d+)[^)]*\)(?: for url \((\S+)\))?")
 _NETWORK = re.compile(
     r"error sending request|dns error|tcp connect|tunnel error|timed out|network timeout"
@@ -81,7 +82,7 @@ _PERMISSION = re.compile(r"Permission denied|os error 13|Read-only file system|o
 _NOT_FOUND = re.compile(r"(\S+) was not found in the package registry")
 _NO_WHEEL = re.compile(r"no (?:wheels|wheel) with a matching (Python|platform)")
 _NO_VERSION = re.compile(r"there (?:is|are) no versions? of|only .* (?:is|are) available")
-_ADDRESS = re.compile(r"(?:fetch:|for url \(|in the cache:) ?(https?://[^\s)`]+)")
+_ADDRESS = re.compile(r"(?:fetch:|for url \(|in the cache:|index URL \() ?(https?://[^\s)`]+)")
 
 
 def explain(
@@ -173,6 +174,14 @@ def _of_network(words: _Words, subject: str) -> _Explanation | None:
             InstallError,
             f"What {host or 'the server'} sent for {_package(flat) or subject} {what}",
             "try again; if it stays so, the index or something on the way to it is at fault",
+        )
+    told = " ".join((flat, *words.hints))
+    if _LOGIN.search(told):
+        place = _host(told) or "An index"
+        return (
+            SourceError,
+            f"{place} wants a login for {_package(flat) or subject}, or another one",
+            "put it into your netrc file, or see how a mirror's login is told in the README",
         )
     if match := _STATUS.search(flat):
         return (

@@ -63,6 +63,7 @@ from torchenv_magic.installation.plan import (
     Source,
     ask,
     broken_by,
+    by_importance,
     dry_run_arguments,
     looks_satisfied,
     orphans,
@@ -71,11 +72,13 @@ from torchenv_magic.installation.plan import (
     source_arguments,
 )
 from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
+from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.sources import (
     IndexAnswer,
     index_source,
     probe_index,
     sizes,
+    source_environment,
     wheel_folders,
     wheels_in,
 )
@@ -133,6 +136,7 @@ def make_plan(
     environment: Environment,
     request: Request,
     *,
+    sites: Sites | None = None,
     consent: bool = False,
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
@@ -141,6 +145,8 @@ def make_plan(
 
     Parameters
     ----------
+    sites
+        Where wheels may come from; None for what variables and configuration files say.
     consent
         Whether wheels from elsewhere than the PyTorch index may be planned where that can't be
         reached.
@@ -153,6 +159,8 @@ def make_plan(
     """
     check_target(environment)
     check_requirements(request.requirements)
+    if sites is None:
+        sites = read_sites(prefix=environment.prefix)
     # The catalog ends on the day that it was made, and a person may know better: of a backend that
     # was named, the index decides what there is.
     backend = selection.backend or request.backend
@@ -169,6 +177,7 @@ def make_plan(
         environment=environment,
         request=request,
         backend=backend,
+        sites=sites,
         reason=selection.reason,
         exclusion=selection.exclusion,
         on_event=guarded(on_event),
@@ -199,6 +208,7 @@ class _Planner:
         environment: Environment,
         request: Request,
         backend: Backend,
+        sites: Sites,
         reason: str,
         exclusion: str | None,
         on_event: OnEvent,
@@ -209,6 +219,8 @@ class _Planner:
         self.python = environment.interpreter.executable
         self.request = request
         self.backend = backend
+        self.sites = sites
+        self.index = index_source(backend, sites)
         self.reason = reason
         self.exclusion = exclusion
         self.on_event = on_event
@@ -220,7 +232,7 @@ class _Planner:
     def plan(self, *, consent: bool) -> Plan:
         """Return the plan from the index or, with consent, from where else the wheels are."""
         self._say_who_works_here()
-        source = index_source(self.backend)
+        source = self.index
         if looks_satisfied(self.question, self.environment):
             completed = self._dry_run(self.question, source, "--offline")
             if completed.returncode == 0 and not self._changes(completed):
@@ -285,7 +297,9 @@ class _Planner:
             return self._plan(source, ())
         answer = self._answer_of(probe)
         torch = next((c.after for c in changes if c.name == "torch"), None)
-        if answer.state == "refused" and torch is not None and not self._asks_for_addresses():
+        if source.kind == "mirror":
+            self._check_from_mirror(source, changes, answer)
+        elif answer.state == "refused" and torch is not None and not self._asks_for_addresses():
             # uv took it from a folder in its own settings; whether that is wanted is to be asked.
             raise self._refused(answer)
         hashed = torch is None or not answer.lacks_hashes(torch)
@@ -330,7 +344,7 @@ class _Planner:
 
     def _failed(self, completed: Completed, probe: Future[IndexAnswer] | None) -> TorchEnvError:
         """Return why the index's resolution failed, with what only the probe knows."""
-        error = self._explain(completed, self.question, index_source(self.backend))
+        error = self._explain(completed, self.question, self.index)
         answer = self._answer_of(probe, seconds=_HEAD_START_SECONDS)
         if answer.state == "unreachable" and isinstance(error, SourceError):
             return self._unreachable(answer.detail)
@@ -339,7 +353,56 @@ class _Planner:
             return self._refused(answer, detail=error.detail)
         return error
 
+    def _check_from_mirror(
+        self, source: Source, changes: Iterable[Change], answer: IndexAnswer
+    ) -> None:
+        """Refuse a member that a mirror does not have: uv would take another build from PyPI."""
+        doubtful = []
+        for change in changes:
+            if change.name not in FAMILY_MEMBERS or change.after is None or self._asks_for(change):
+                continue
+            if backend_of_torch_version(change.after) != self.backend:
+                doubtful.append(change)
+        if not doubtful:
+            return
+        # On macOS, and in older releases, a wheel for the CPU bears no build in its version.
+        elsewhere = doubtful
+        if self.backend.kind == "cpu":
+            origins = self._origins(source, doubtful)
+            elsewhere = [c for c in doubtful if not _is_below(origins.get(c.name), source)]
+        if answer.state == "refused" and any(change.name == "torch" for change in elsewhere):
+            raise self._refused(answer)
+        if elsewhere:
+            names = " and ".join(change.name for change in by_importance(elsewhere))
+            raise SourceError(
+                f"{_capital(source)} has no {names} for {self.backend}",
+                hint="check the mirror's address and what is copied to it, or choose another "
+                "backend (`%torchenv list`)",
+            )
+
+    def _asks_for(self, change: Change) -> bool:
+        """Whether the request names an address for it."""
+        return any(
+            requirement.url is not None and canonicalize_name(requirement.name) == change.name
+            for requirement in map(Requirement, self.request.requirements)
+        )
+
+    def _origins(self, source: Source, changes: Iterable[Change]) -> dict[str, str]:
+        """Return the index that uv takes each of the packages from."""
+        text = self._compile(source, self._pins(changes), "--no-deps", "--emit-index-annotation")
+        found = re.findall(
+            r"^([A-Za-z0-9._-]+)==.*\n(?:    # .*\n)*?    # from (\S+)", text, re.MULTILINE
+        )
+        return {canonicalize_name(name): address for name, address in found}
+
     def _refused(self, answer: IndexAnswer, *, detail: str = "") -> SourceError:
+        if self.index.kind == "mirror":
+            return SourceError(
+                f"{_capital(self.index)} has no PyTorch for {self.backend}: {answer.detail}",
+                hint="check the mirror's address and what is copied to it, or choose another "
+                "backend (`%torchenv list`)",
+                detail=detail,
+            )
         return SourceError(
             f"The PyTorch index answers {answer.detail} for {self.backend}",
             hint="check that download.pytorch.org may be reached from here, name a folder of "
@@ -348,6 +411,13 @@ class _Planner:
         )
 
     def _unreachable(self, detail: str) -> IndexUnreachableError:
+        if self.index.kind == "mirror":
+            return IndexUnreachableError(
+                f"{_capital(self.index)} can't be reached from here",
+                hint="check its address, the connection and HTTPS_PROXY, or name a folder of "
+                "wheels by `--find-links`",
+                detail=detail,
+            )
         return IndexUnreachableError(
             "The PyTorch index (download.pytorch.org) can't be reached from here",
             hint="check the connection or HTTPS_PROXY, or name a folder of wheels in UV_FIND_LINKS",
@@ -358,6 +428,9 @@ class _Planner:
 
     def offers(self) -> tuple[Plan, ...]:
         """Return plans from wheel folders, then from PyPI's own wheel, that fit the choice."""
+        if self.index.kind == "mirror":
+            # Who names a mirror wants what is on it, and never PyPI's build in its place.
+            return tuple(self._folder_offers())
         return (*self._folder_offers(), *self._pypi_offers())
 
     def _folder_offers(self) -> Iterable[Plan]:
@@ -510,7 +583,9 @@ class _Planner:
     def _real_source(self, source: Source, packages: Iterable[LockedPackage]) -> Source:
         """Return where torch comes from: uv takes what a folder in its own settings has as well."""
         address = next((p.address for p in packages if p.name == "torch"), None)
-        if source.kind != "index" or address is None or not is_local(address):
+        if source.kind not in ("index", "mirror") or address is None or not is_local(address):
+            return source
+        if is_local(source.location):
             return source
         path = url2pathname(urlsplit(address).path) if "://" in address else address
         return Source(kind="folder", location=str(Path(path).parent))
@@ -665,8 +740,8 @@ class _Planner:
         stdin: str | None = None,
     ) -> Completed:
         lines = Lines(lambda line: self.on_event(Event(phase="resolve", log=line)))
-        environ = dict(os.environ)
-        if source.kind != "index":
+        environ = source_environment(source, os.environ)
+        if source.kind not in ("index", "mirror"):
             # The folder that was found to fit, and no other; and for PyPI's own wheel none at all.
             environ.pop("UV_FIND_LINKS", None)
             # An offer is a second try: where there is no network at all, it should say so soon.
@@ -700,6 +775,15 @@ class _Planner:
         return explain(completed, subject=self.subject, constrained_by=reasons)
 
 
+def _capital(source: Source) -> str:
+    text = str(source)
+    return text[0].upper() + text[1:]
+
+
+def _is_below(address: str | None, source: Source) -> bool:
+    return address is not None and address.rstrip("/") == source.location.rstrip("/")
+
+
 def _with_offers(
     error: SourceError, offers: tuple[Plan, ...], backend: Backend
 ) -> IndexUnreachableError:
@@ -714,10 +798,7 @@ def _with_offers(
     ]
     cost = " and ".join(costs) or "nothing to download"
     version = offer.versions.get("torch", "")
-    place = str(offer.source)
-    message = (
-        f"{error.message}. {place[0].upper()}{place[1:]} has torch {version}, which fits ({cost})"
-    )
+    message = f"{error.message}. {_capital(offer.source)} has torch {version}, which fits ({cost})"
     hint = f"`%torchenv install {backend} --yes` uses it"
     return IndexUnreachableError(message, offers=offers, hint=hint, detail=error.detail)
 
