@@ -231,9 +231,22 @@ def _judge(words: Words, verification: Verification) -> int:
 
 def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
     from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+    from torchenv_magic.installation.settings import read_sites
     from torchenv_magic.status import read_status
 
-    status = read_status(words.request, python=words.python, refresh="stale")
+    status = read_status(
+        words.request,
+        python=words.python,
+        # Who names a folder of wheels may have no network.
+        refresh="never" if words.find_links else "stale",
+        index_base=words.index_base,
+    )
+    sites = read_sites(
+        index_base=words.index_base,
+        find_links=words.find_links,
+        allow_sdist=words.allow_sdist,
+        prefix=status.environment.prefix,
+    )
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
@@ -245,6 +258,7 @@ def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
                 status.selection,
                 status.environment,
                 words.request,
+                sites=sites,
                 consent=words.yes,
                 on_event=progress,
                 cancellation=cancellation,

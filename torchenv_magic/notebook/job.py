@@ -12,12 +12,14 @@ from typing import Literal
 from torchenv_magic.environment import Environment
 from torchenv_magic.errors import BusyError, InstallCancelled, TorchEnvError
 from torchenv_magic.installation.install import Result, install_plan
-from torchenv_magic.installation.locking import locked, state_directory
+from torchenv_magic.installation.locking import locked
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Bytes, Event, Phase
+from torchenv_magic.installation.settings import Sites
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request
+from torchenv_magic.state import state_directory
 from torchenv_magic.status import Status
 
 __all__ = ["Job", "JobStage", "JobState", "expected"]
@@ -65,6 +67,7 @@ class Job:
         status: Status,
         request: Request,
         *,
+        sites: Sites | None = None,
         consent: bool = False,
         plan: Plan | None = None,
         only_plan: bool = False,
@@ -76,6 +79,7 @@ class Job:
         self.ended = threading.Event()
         self._status = status
         self._request = request
+        self._sites = sites
         self._consent = consent
         self._only_plan = only_plan
         self._look = look
@@ -119,6 +123,7 @@ class Job:
                 status.selection,
                 status.environment,
                 request,
+                sites=self._sites,
                 consent=consent,
                 on_event=self._tell,
                 cancellation=self._cancellation,
@@ -142,7 +147,7 @@ class Job:
     def _has_waited(self, environment: Environment) -> bool:
         """Wait until no other install works on the environment; return whether one did."""
         # Looking for the lock would make the folder, and a plan is to change nothing.
-        if not state_directory(environment).exists():
+        if not state_directory(environment.prefix).exists():
             return False
         stopped = threading.Event()
         waited = False

@@ -26,6 +26,7 @@ from torchenv_magic.errors import (
 from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
+from torchenv_magic.installation.settings import read_sites
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here, verify_in_child
 from torchenv_magic.notebook.cells import (
     has_code_below,
@@ -173,11 +174,22 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     """
     job = None
     try:
-        status = read_status(words.request, refresh="stale")
+        status = read_status(
+            words.request,
+            # Who names a folder of wheels may have no network.
+            refresh="never" if words.find_links else "stale",
+            index_base=words.index_base,
+        )
+        sites = read_sites(
+            index_base=words.index_base,
+            find_links=words.find_links,
+            allow_sdist=words.allow_sdist,
+            prefix=status.environment.prefix,
+        )
         if words.word == "install":
             view.warn(_warnings(status, words))
         only_plan = words.word == "plan"
-        job = Job(status, words.request, consent=words.yes, only_plan=only_plan)
+        job = Job(status, words.request, sites=sites, consent=words.yes, only_plan=only_plan)
         job.start()
         while not job.ended.wait(_REDRAW_SECONDS):
             view.progress(job.state)
