@@ -80,7 +80,7 @@ def test_both_halves_use_the_same_words() -> None:
     assert f"const OUTPUT_MIME = '{OUTPUT_MIME}';" in text
     assert "const PROTOCOL = 1;" in text
     order = restart_order(output="o", cell=None, after={})
-    for name in (*order, *switch_order("k")):
+    for name in (*order, *switch_order("k", output=None, cell=None, after={})):
         assert f"order.{name}" in text
     assert order["verification"] == {"source": VERIFICATION_SOURCE, "tag": VERIFICATION_TAG}
 

@@ -35,6 +35,10 @@
  * @property {string} request
  * @property {string} client
  * @property {string} kernel The name of a kernelspec.
+ * @property {string} output The id of the output that asked.
+ * @property {string | null} cell The id of its cell, where the kernel knows it.
+ * @property {Record<string, string>} after What stands in that output once the kernel is another.
+ * @property {{ source: string, tag: string }} verification
  */
 
 const PROTOCOL = 1;
@@ -162,9 +166,9 @@ function greet(panel, kernel, comm, offer, modules) {
       );
     } else if (order.event === 'switch') {
       comm.send({ event: 'accepted' });
-      void panel.sessionContext
-        .changeKernel({ name: order.kernel })
-        .catch(reason => refuse(kernel, order, reason));
+      void change(panel, kernel, comm, order, modules).catch(reason =>
+        refuse(kernel, order, reason)
+      );
     }
   };
   comm.send({
@@ -189,6 +193,37 @@ function refuse(kernel, order, reason) {
     const text = reason instanceof Error ? reason.message : String(reason);
     kernel.createComm(TARGET).open({ event: 'failed', request: order.request, reason: text });
   }
+}
+
+/**
+ * Give the notebook another kernel, then place and run the verification cell there.
+ *
+ * @param {NotebookPanel} panel
+ * @param {IKernelConnection} kernel
+ * @param {IComm} comm The one that the order came by.
+ * @param {SwitchRequest} order
+ * @param {Modules} modules
+ */
+async function change(panel, kernel, comm, order, modules) {
+  const anchor = findOutput(panel, order.output)?.cell.model.id ?? order.cell;
+  const session = panel.sessionContext;
+  // It was made a moment ago; a server that looks elsewhere for kernels would answer with a dialog.
+  await session.specsManager.refreshSpecs();
+  if (!session.specsManager.specs?.kernelspecs[order.kernel]) {
+    throw new Error('the server does not find the new kernel');
+  }
+  // As for a restart.
+  await kernel.requestKernelInfo();
+  await new Promise(resolve => setTimeout(resolve));
+  if (comm.isDisposed) {
+    return;
+  }
+  await session.changeKernel({ name: order.kernel });
+  if (panel.isDisposed) {
+    return;
+  }
+  replaceOutput(panel, order.output, order.after);
+  await runQuietly(panel, placeCell(panel, anchor, order.verification), modules);
 }
 
 /**

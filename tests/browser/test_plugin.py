@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,23 @@ restart.run(
 restart.abort_queue();
 """
 SWITCH = """\
+import logging
+from IPython.display import display
 from torchenv_magic.notebook.front_end import read_front_end
-from torchenv_magic.notebook.plugin import Conversation, switch_order
-from torchenv_magic.notebook.re_exec import launch_environment
-from torchenv_magic.notebook.restart import _KernelProcess
-process = _KernelProcess(get_ipython(), launch_environment())
-asked = read_front_end(get_ipython()).session
-process.between_cells(
-    Conversation(switch_order({kernel!r}), asked=asked, loop=process, on_failure=print).begin
-);
+from torchenv_magic.notebook.plugin import OUTPUT_MIME
+from torchenv_magic.notebook.restart import Restart
+logging.basicConfig(filename={log!r}, level="INFO")
+display(
+    {{"text/plain": "before", OUTPUT_MIME: {{"id": "asked"}}}}, raw=True, display_id="asked"
+)
+restart = Restart(get_ipython(), read_front_end(get_ipython()))
+restart.switch(
+    {kernel!r},
+    display_id="asked",
+    after={{"text/plain": "after"}},
+    on_failure=lambda reason: logging.error("%s", reason),
+)
+restart.abort_queue();
 """
 
 
@@ -173,23 +182,43 @@ def test_a_page_that_can_t_restart_the_kernel_gives_way_to_the_next(
     assert page.run_cell(1) == "ok"
 
 
-def test_the_notebook_is_switched_to_another_kernel(
-    server: JupyterServer, make_second_kernel: str, open_page: OpenPage
+def test_the_notebook_is_switched_to_another_kernel_and_verified_there(
+    server: JupyterServer, make_second_kernel: str, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    cells = [SWITCH.format(kernel=make_second_kernel), "import os\nprint(os.environ['SECOND'])"]
-    page = open_page(server, server.create_notebook("switch.ipynb", cells))
+    cells = [
+        SWITCH.format(kernel=make_second_kernel, log=str(tmp_path / "log")),
+        "import os\nprint(os.environ['SECOND'])",
+    ]
+    notebook = server.create_notebook("switch.ipynb", cells)
+    page = open_page(server, notebook)
     before = page.kernel_id()
     page.run_cell(0)
-    page.perform(
-        lambda inner: inner.wait_for_function(
-            "before => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.id"
-            " !== before",
-            arg=before,
-        )
-    )
-    page.wait_for_kernel("idle")
+    wait_for_verification(page, 1)
+    page.wait_for_output(0, "after")
+    assert page.kernel_id() != before
+    assert verification_cells(page) == [1]
+    assert page.run_cell(2) == "ok"
+    assert page.cell_output_text(2).strip() == "yes"
+    page.save()
+    saved = json.loads((server.root_directory / notebook).read_text(encoding="utf-8"))
+    assert saved["metadata"]["kernelspec"]["name"] == make_second_kernel
+    assert_calm(page)
+
+
+def test_a_kernel_that_the_server_does_not_find_is_no_dialog_and_the_old_one_lives_on(
+    lab_server: JupyterServer, open_page: OpenPage, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    cells = [SWITCH.format(kernel="nowhere", log=str(log)), "print('here')"]
+    page = open_page(lab_server, lab_server.create_notebook("nowhere.ipynb", cells))
+    before = page.kernel_id()
+    page.run_cell(0)
+    deadline = time.monotonic() + 30
+    while "ERROR:root:the server does not find the new kernel" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert page.kernel_id() == before
     assert page.run_cell(1) == "ok"
-    assert page.cell_output_text(1).strip() == "yes"
     assert_calm(page)
 
 

@@ -105,9 +105,18 @@ def restart_order(*, output: str | None, cell: str | None, after: Mapping[str, s
     }
 
 
-def switch_order(kernel: str) -> Order:
-    """Return the order to give the notebook a new kernel, by the name of its kernelspec."""
-    return {"event": "switch", "kernel": kernel}
+def switch_order(
+    kernel: str, *, output: str | None, cell: str | None, after: Mapping[str, str]
+) -> Order:
+    """Return the order to give the notebook a new kernel, and to verify there.
+
+    `kernel` is the name of its kernelspec, `after` what stands in the output by then.
+    """
+    return {
+        **restart_order(output=output, cell=cell, after=after),
+        "event": "switch",
+        "kernel": kernel,
+    }
 
 
 class Loop(Protocol):
@@ -220,9 +229,8 @@ class Conversation:
         # old kernel by then complains of it. Who was ordered sees the kernel end anyhow.
         self._comm._closed = True  # noqa: SLF001
         self._loop.after(ACCEPTED_SECONDS, self._expect_accepted)
-        if self._order["event"] == "restart":
-            # After another order this kernel may well live on.
-            self._loop.after(DONE_SECONDS, lambda: self._fail("the front end took too long"))
+        # Either order ends this kernel, a switch too: the server shuts down the one that was left.
+        self._loop.after(DONE_SECONDS, lambda: self._fail("the front end took too long"))
 
     def _expect_accepted(self) -> None:
         if not self._accepted:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from torchenv_magic.errors import RestartError
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
 from torchenv_magic.notebook.own_server import Server, find_owner, server_candidates
-from torchenv_magic.notebook.plugin import Conversation, restart_order
+from torchenv_magic.notebook.plugin import Conversation, restart_order, switch_order
 from torchenv_magic.notebook.re_exec import (
     end_child_processes,
     launch_environment,
@@ -55,6 +55,7 @@ __all__ = [
     "colab_restart_button",
     "helper_command",
     "helper_environment",
+    "how_to_choose",
     "how_to_restart",
     "ladder",
     "launch_environment",
@@ -173,6 +174,23 @@ def how_to_restart(kind: FrontEndKind) -> str:
     return _PRESS[kind]
 
 
+_CHOOSE: dict[FrontEndKind, str] = {
+    "jupyter": "Press Kernel ▸ Change Kernel… and choose “{display_name}”",
+    "console": "Leave the console and run `jupyter console --kernel={name}`",
+    "terminal": "Leave IPython and run `jupyter console --kernel={name}`",
+    "vscode": "Press Select Kernel at the notebook's top right, then Jupyter Kernel…, and choose "
+    "“{display_name}”",
+    "headless": "Run the notebook with the kernel `{name}`",
+    "unknown": "Choose the kernel “{display_name}” for this notebook",
+}
+
+
+def how_to_choose(kind: FrontEndKind, *, name: str, display_name: str) -> str:
+    """Return how a person gives the notebook that kernel: one sentence without its full stop."""
+    words = _CHOOSE.get(kind, _CHOOSE["unknown"]).format(name=name, display_name=display_name)
+    return words if kind in ("console", "terminal") else f"{words}, then run `%torchenv verify`"
+
+
 def colab_restart_button(modules: Sequence[str]) -> dict[str, object]:
     """Return the MIME bundle that Colab shows as a warning with its own restart button.
 
@@ -257,6 +275,43 @@ class Restart:
             on_failure=on_failure,
         )
         self._attempt.start()
+
+    def switch(
+        self,
+        kernel: str,
+        *,
+        display_id: str | None,
+        after: Mapping[str, str],
+        on_failure: Callable[[str], None],
+        session: str | None = None,
+    ) -> None:
+        """Give the notebook another kernel as soon as no cell runs, and verify there.
+
+        Only the front end can, where it has the plugin. Where not, this kernel lives on and
+        `on_failure` is called with the reason, in the main thread between two cells. `session` and
+        `after` are as in `run`.
+        """
+        if self.front_end.kind != "jupyter" or not self._process.has_loop:
+            on_failure("only JupyterLab and Notebook have the plugin")
+            return
+
+        def failed(reason: str) -> None:
+            self._process.release_queue()
+            on_failure(reason)
+
+        conversation = Conversation(
+            switch_order(kernel, output=display_id, cell=self.front_end.cell_id, after=after),
+            asked=session or self.front_end.session,
+            loop=self._process,
+            on_failure=failed,
+        )
+
+        def begin() -> None:
+            # What waits here, and what is run until the notebook leaves, is for the new kernel.
+            self._process.hold_queue()
+            conversation.begin()
+
+        self._process.between_cells(begin)
 
     def between_cells(self, function: Callable[[], object]) -> None:
         """Call `function` in the kernel's main thread while no cell runs; from any thread."""
@@ -418,6 +473,7 @@ class _Attempt:
         )
         self._on_failure = on_failure
         self._rungs = deque(rung for rung in choice.rungs if rung.available)
+        self._spare: _Helper | None = None
         self._failures: list[str] = []
         self._details: list[str] = []
 
@@ -429,20 +485,28 @@ class _Attempt:
             return
         _log.info("restart: trying %s: %s", rung.name, rung.reason)
         if rung.name == "plugin":
+            # Nobody knows yet whether there is one. The next rung's helper takes some tenths of a
+            # second to load, which is the time until that is known, and ends with this process.
+            if self._rungs and self._rungs[0].name != "tell":
+                with contextlib.suppress(OSError):
+                    self._spare = self._start_helper(self._rungs[0])
             self._process.between_cells(self._ask_plugin)
             return
-        server = self._choice.server if rung.name == "server" else None
         try:
-            helper = _Helper(
-                dataclasses.replace(self._job, server=server),
-                environment=self._process.environment,
-                listener=self._hear,
-            )
+            helper, self._spare = self._spare or self._start_helper(rung), None
         except OSError as error:
             self._next(f"the restart's helper can't be started: {error}")
             return
         # The helper loads what it needs while the cell that asked comes to its end.
         self._process.between_cells(lambda: self._after_cell(helper))
+
+    def _start_helper(self, rung: Rung) -> _Helper:
+        server = self._choice.server if rung.name == "server" else None
+        return _Helper(
+            dataclasses.replace(self._job, server=server),
+            environment=self._process.environment,
+            listener=self._hear,
+        )
 
     def _ask_plugin(self) -> None:
         # As below; the plugin itself waits for the reply of the cell that asked.
@@ -460,7 +524,9 @@ class _Attempt:
 
     def _hear(self, helper: _Helper, report: Mapping[str, Any]) -> None:
         """Take what the helper reports; in a thread of its own."""
-        if report["event"] == "failed":
+        if helper is self._spare:
+            self._spare = None  # it has ended before its turn, when another one is started
+        elif report["event"] == "failed":
             if detail := str(report.get("detail") or ""):
                 self._details.append(detail)
             if report.get("ambiguous"):
