@@ -1,0 +1,58 @@
+"""Run the campaign, or a part of it; say what must not be, and write the page about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.faults.arena import Arena
+from tests.faults.campaign import Outcome, carry_out
+from tests.faults.catalog import all_faults
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for; return 1 where something is as it must not be."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--only", metavar="PATTERN", help="run the faults whose name has it")
+    parser.add_argument("--list", action="store_true", help="name the faults, and run none")
+    parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen")
+    options = parser.parse_args(arguments)
+    chosen = [
+        fault for fault in all_faults() if re.search(options.only or "", fault.name, re.IGNORECASE)
+    ]
+    if options.list:
+        print(*(fault.name for fault in chosen), sep="\n")
+        return 0
+    outcomes: list[Outcome] = []
+    started = time.monotonic()
+    notebooks = any(fault.place == "notebook" for fault in chosen)
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder,
+        Arena(Path(folder) / "arena", notebooks=notebooks) as arena,
+    ):
+        for number, fault in enumerate(chosen, 1):
+            outcome = carry_out(arena, fault)
+            outcomes.append(outcome)
+            result = f"skipped: {outcome.skipped}" if outcome.skipped else (
+                f"{outcome.at_once} → {outcome.after}"
+            )  # fmt: skip
+            print(f"{number}/{len(chosen)} {fault.name}: {result}", flush=True)
+            for problem in outcome.problems:
+                print(f"    PROBLEM {problem}", flush=True)
+            if options.json:
+                text = json.dumps([asdict(each) for each in outcomes], indent=1)
+                options.json.write_text(text, encoding="utf-8")
+    wrong = [outcome for outcome in outcomes if outcome.problems]
+    print(f"{len(outcomes)} faults, {len(wrong)} problems, {time.monotonic() - started:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Run one fault: let it strike, look, let the person come back, look again, say what was seen."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.faults.arena import Arena, Bench, Ended, Place, Program, poll
+from tests.faults.checker import State
+
+__all__ = ["Fault", "Outcome", "Skipped", "Strike", "carry_out", "told"]
+
+
+class Skipped(Exception):  # noqa: N818  (it is no error: this machine can't be hurt so)
+    """Why a fault can't strike on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strike:
+    """What a fault did, and how that ended."""
+
+    ended: Ended
+    seconds: float = 0.0
+    """From the blow to the end of the program."""
+    gone: bool = False
+    """Whether the person took the environment away."""
+    words: tuple[str, ...] = ("status",)
+    """What the person does next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One way to hurt an install."""
+
+    title: str
+    where: str
+    """The phase that it strikes in."""
+    detail: str
+    """What tells it from the others of its title and phase."""
+    strike: Callable[[Bench], Strike]
+    place: Place = "terminal"
+    target: str = "cu126"
+    cold: bool = True
+    short: bool = False
+    """Whether it is one of those that every change is tried against."""
+
+    @property
+    def name(self) -> str:
+        return " / ".join(filter(None, (self.title, self.where, self.detail)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one fault led to."""
+
+    fault: str
+    title: str
+    where: str
+    status: str
+    said: str
+    """What the run itself said last; empty where it was killed."""
+    next_said: str
+    """What the person was told at the next contact."""
+    at_once: str
+    """The state right after the fault: old, new, third or gone."""
+    after: str
+    """The same after the next contact."""
+    reasons: tuple[str, ...]
+    seconds: float
+    """Until the environment could be used."""
+    problems: tuple[str, ...]
+    """What must not be; none is what the campaign is for."""
+    skipped: str = ""
+    everything: str = ""
+
+
+# ------------------------------------------------------------------------------ what a person knows
+
+_OLD_WORDS = re.compile(
+    r"is as it was|(?:was|is|are) put back|(?:is|are) back\b|nothing (?:was|is|has been) changed"
+    r"|was not changed|has not changed|stays as it (?:is|was)|did not touch",
+    re.IGNORECASE,
+)
+_NEW_WORDS = re.compile(
+    r"it stands|Installed torch|what was installed stays|is installed already"
+    r"|PyTorch works|PyTorch finds no|checks failed|the environment is the new one"
+)
+
+
+def told(text: str, old: str, new: str) -> set[str]:
+    """Return which environments a text says to be there; `old` and `new` are torch's versions."""
+    found = set()
+    if _OLD_WORDS.search(text):
+        found.add("old")
+    if _NEW_WORDS.search(text):
+        found.add("new")
+    for match in re.finditer(r"^installed\s+torch (\S+)", text, re.MULTILINE):
+        found |= {kind for kind, version in (("old", old), ("new", new)) if match[1] == version}
+    return found
+
+
+# --------------------------------------------------------------------------------------- the course
+
+
+def carry_out(arena: Arena, fault: Fault) -> Outcome:
+    """Let a fault strike a fresh environment, and judge what it led to."""
+    arena.reset()
+    with arena.bench(fault.place, fault.target, cold=fault.cold) as bench:
+        try:
+            strike = fault.strike(bench)
+        except Skipped as reason:
+            return _skipped(fault, str(reason))
+        finally:
+            arena.standin.reset()
+            arena.furnish()
+        judge = bench.switch.judge
+        at_once = judge.judge(bench.prefix)
+        # Whatever it was, it is over when the person comes back: the disk has space, the network is
+        # there. What an orphan still does it does under the hands of the next one.
+        with contextlib.suppress(OSError):
+            bench.left.close()
+        started = time.monotonic()
+        contact = bench.contact(*strike.words)
+        took = time.monotonic() - started
+        orphans = not poll(lambda: not bench.workers(), seconds=20, pause=0.05)
+        after = judge.judge(bench.prefix)
+        return Outcome(
+            fault=fault.name,
+            title=fault.title,
+            where=fault.where,
+            status=strike.ended.status,
+            said=strike.ended.said,
+            next_said=_next_words(contact),
+            at_once=at_once.kind,
+            after=after.kind,
+            reasons=after.reasons or at_once.reasons,
+            seconds=round(took if at_once.kind == "third" else 0.0, 2),
+            problems=tuple(_problems(bench, strike, after, contact, orphans=orphans)),
+            everything=strike.ended.everything,
+        )
+
+
+def _skipped(fault: Fault, reason: str) -> Outcome:
+    return Outcome(
+        fault=fault.name,
+        title=fault.title,
+        where=fault.where,
+        status="",
+        said="",
+        next_said="",
+        at_once="",
+        after="",
+        reasons=(),
+        seconds=0.0,
+        problems=(),
+        skipped=reason,
+    )
+
+
+def _next_words(contact: Ended) -> str:
+    """Return the line of a status that says what there is, and that of a repair."""
+    found = re.findall(r"^(?:repaired|installed|note)\s+(.*)$", contact.everything, re.MULTILINE)
+    return " · ".join(found) or contact.said
+
+
+def _problems(
+    bench: Bench, strike: Strike, after: State, contact: Ended, *, orphans: bool
+) -> list[str]:
+    problems = []
+    judge = bench.switch.judge
+    if strike.ended.status == "hangs":
+        problems.append("it hangs")
+    if strike.gone:
+        if after.kind != "gone":
+            problems.append("what the person deleted came back")
+        return problems
+    if after.kind not in ("old", "new"):
+        problems.append(f"a third environment: {'; '.join(after.reasons[:3]) or after.kind}")
+    if contact.status != "0":
+        problems.append(f"the next contact fails: {contact.said or contact.everything[-300:]}")
+    known = told(contact.everything, judge.old["torch"], judge.new["torch"])
+    if after.kind not in known or len(known) > 1:
+        problems.append(f"the next contact tells {sorted(known) or 'nothing'}, not {after.kind}")
+    said = told(strike.ended.said, judge.old["torch"], judge.new["torch"])
+    if said and after.kind not in said:
+        problems.append(f"the run told {sorted(said)}, and it is {after.kind}")
+    if "Traceback (most recent call last)" in strike.ended.everything + contact.everything:
+        problems.append("a traceback is shown")
+    if orphans:
+        problems.append("a process works on")
+    return problems
+
+
+def finish(program: Program, since: float) -> Strike:
+    """Wait for a program's end after the blow at `since`."""
+    ended = program.wait()
+    return Strike(ended=ended, seconds=time.monotonic() - since)
