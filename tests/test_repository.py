@@ -43,7 +43,7 @@ FLOORS = (
     {"demand", "expectation"},
     {"selection"},
     {"installation", "verification", "words"},
-    {"status"},
+    {"status", "terminal"},
     {"doctor"},
     {"notebook", "cli", "__main__"},
 )

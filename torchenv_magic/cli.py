@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.current import Refresh
     from torchenv_magic.doctor import Diagnosis
     from torchenv_magic.installation.plan import Plan
-    from torchenv_magic.installation.progress import Event
+    from torchenv_magic.installation.progress import OnEvent
     from torchenv_magic.installation.uv import Cancellation
     from torchenv_magic.selection import Selection
     from torchenv_magic.verification import Verification
@@ -72,11 +72,26 @@ def _run(texts: Sequence[str]) -> int:
     except TorchEnvError as error:
         if "--json" in texts:
             _print_json({"error": error.to_json()})
-        _tell(error)
+        _tell(error, as_json=_speaks_json(texts))
         return error.exit_status
     except KeyboardInterrupt:
-        _talk("stopped; nothing was changed")
-        return _FAILED
+        return _stopped("Stopped; nothing was changed", as_json=_speaks_json(texts))
+
+
+# Their stderr is read by programs too: a JSON object a line, events and at most one error.
+_EVENTFUL = frozenset({"plan", "install", "undo", "new-kernel", "download"})
+
+
+def _speaks_json(texts: Sequence[str]) -> bool:
+    return "--json" in texts and not _EVENTFUL.isdisjoint(texts[:1])
+
+
+def _stopped(message: str, *, as_json: bool) -> int:
+    if as_json:
+        _tell(InstallCancelled(message), as_json=True)
+    else:
+        _talk(f"{message[0].lower()}{message[1:]}")
+    return _FAILED
 
 
 # ------------------------------------------------------------------------------------- the words
@@ -132,6 +147,7 @@ def _plan(words: Words) -> int:
 
 def _install(words: Words) -> int:
     from torchenv_magic.installation.install import install_plan
+    from torchenv_magic.installation.progress import Event
     from torchenv_magic.status import read_repaired
     from torchenv_magic.verification import verify
 
@@ -140,7 +156,7 @@ def _install(words: Words) -> int:
         if not words.json and not plan.nothing_to_do:
             _print_text(str(plan))
     _check_consent(words, plan)
-    with _stoppable() as cancellation, contextlib.closing(_Progress()) as progress:
+    with _stoppable() as cancellation, _progress(words) as progress:
         result = install_plan(plan, on_event=progress, cancellation=cancellation)
     if not words.json:
         for text in filter(None, (result.recovered, str(result))):
@@ -148,10 +164,12 @@ def _install(words: Words) -> int:
     try:
         # Read anew: it is another environment now.
         environment, _, _ = read_repaired(words.python)
-        verification = verify(environment, result.expectation, in_process=False)
+        with _progress(words) as progress:
+            progress(Event(phase="verify", message="Verifying that PyTorch works"))
+            verification = verify(environment, result.expectation, in_process=False)
     except KeyboardInterrupt:
-        _talk("stopped before the end of the verification; what was installed stays")
-        return _FAILED
+        message = "Stopped before the end of the verification; what was installed stays"
+        return _stopped(message, as_json=words.json)
     data = {"result": to_json(result), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)
@@ -220,7 +238,7 @@ def _judge(words: Words, verification: Verification) -> int:
         verification.raise_for_failure()
     except TorchEnvError as error:
         if words.json:
-            _tell(error)
+            _tell(error, as_json=words.word in _EVENTFUL)
         else:
             # The table has its words.
             failed = f"{len(verification.failures)} of {len(verification.tried)} checks failed"
@@ -250,10 +268,10 @@ def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
-    for warning in warnings:
+    for warning in () if words.json else warnings:  # there they are among the plan's notes
         _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
     try:
-        with contextlib.closing(_Progress()) as progress:
+        with _progress(words) as progress:
             plan = make_plan(
                 status.selection,
                 status.environment,
@@ -320,7 +338,10 @@ def _print_json(data: Any) -> None:  # noqa: ANN401
     print(_terminal(json.dumps(data, indent=2)))
 
 
-def _tell(error: TorchEnvError) -> None:
+def _tell(error: TorchEnvError, *, as_json: bool = False) -> None:
+    if as_json:
+        _talk(json.dumps({"error": error.to_json()}))
+        return
     lines = [line.rstrip() for line in error.detail.splitlines() if line.strip()]
     if len(lines) > _DETAIL_LINES:
         lines = [f"… {len(lines) - _DETAIL_LINES} lines more", *lines[-_DETAIL_LINES:]]
@@ -361,31 +382,13 @@ def _colored(text: str, code: str, stream: TextIO) -> str:
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
-class _Progress:
-    """Tells events on stderr: one line that changes on a terminal, one line a phase elsewhere."""
+@contextlib.contextmanager
+def _progress(words: Words) -> Iterator[OnEvent]:
+    """Lend a listener that tells on stderr what goes on: drawn, in lines, or as JSON."""
+    from torchenv_magic.terminal import told
 
-    def __init__(self) -> None:
-        self._moving = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._open = False
-        self._last = ""
-
-    def __call__(self, event: Event) -> None:
-        if event.message and event.message != self._last:
-            self._last = event.message
-            self.close()
-            _talk(event.message)
-        elif event.bytes is not None and self._moving:
-            import shutil
-
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{str(event.bytes)[:width]}", end="", file=sys.stderr, flush=True)
-            self._open = True
-
-    def close(self) -> None:
-        """End the line that changes."""
-        if self._open:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._open = False
+    with told(as_json=words.json, say=_terminal) as on_event:
+        yield on_event
 
 
 _WORDS = {
