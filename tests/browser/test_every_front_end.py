@@ -33,8 +33,10 @@ def here(request: pytest.FixtureRequest, stage: MakeStage) -> Stage:
 
 def assert_calm(page: FrontEndPage) -> None:
     assert page.dialogs() == []
-    # What the oldest Notebook says of its own restart, where its debugger still waits.
-    own = "Error: Canceled future for debug_request"
+    # What a front end says of its own restart, where its debugger or its widgets still wait.
+    own = tuple(
+        f"Error: Canceled future for {what}_request" for what in ("debug", "create_subshell")
+    )
     assert [error for error in page.console_errors() if not error.startswith(own)] == []
 
 
