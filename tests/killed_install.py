@@ -37,6 +37,9 @@ def main(plan_file: str, last_step: int) -> None:
         (transaction.Transaction, "_write"),
         (transaction, "_forward"),
         (transaction, "write_expectation"),
+        (transaction, "write_kept"),
+        (transaction, "add_entry"),
+        (transaction, "_drop_others"),
     ):
         setattr(place, name, dying(getattr(place, name)))
     install_plan(plan)

@@ -26,8 +26,10 @@ from torchenv_magic.installation.progress import Event, OnEvent
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import CatalogOrigin, Request, Selection
 
-LOCKS = {".torchenv/lock", ".lock"}
-"""Files that stay once a lock was taken; what is in them says nothing about the environment."""
+LOCKS = {".lock", *(f".torchenv/{name}" for name in ("lock", "holder.json", "progress.json"))}
+"""Files of who holds a lock or held it; what is in them says nothing about the environment."""
+REMEMBERED = {".torchenv/history.jsonl"}
+"""What grows with everything that is done, also where it came to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ class Target:
                 found[name] = str(path.readlink())
             elif path.is_dir():
                 found[name] = "folder"
-            elif name not in LOCKS:
+            elif name not in LOCKS | REMEMBERED:
                 status = path.stat()
                 found[name] = (status.st_size, status.st_mtime_ns)
         # The folder that keeps the lock outlives it.

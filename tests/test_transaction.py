@@ -62,7 +62,12 @@ def journal_of(target: Target) -> Path:
 def clean(target: Target) -> bool:
     """Whether nothing of an interrupted install is left."""
     settle()
-    return not journal_of(target).exists() and not list(target.site.glob(".torchenv*"))
+    left = list(target.site.glob(".torchenv-work*"))
+    return not journal_of(target).exists() and not left and len(kept(target)) <= 1
+
+
+def kept(target: Target) -> list[Path]:
+    return list(target.site.glob(".torchenv-kept-*"))
 
 
 # ------------------------------------------------------------------------------------------ killed
@@ -180,7 +185,7 @@ def test_the_next_install_recovers_first(target: Target) -> None:
 def test_the_lock_of_a_killed_install_is_free(target: Target) -> None:
     plan = target.plan("cpu")
     assert die(target, plan, 0)
-    assert (target.prefix / ".torchenv" / "lock").read_text(encoding="utf-8").isdigit()
+    assert (target.prefix / ".torchenv" / "holder.json").exists()
     with locked(target.read()):
         pass
     assert recover_environment(target.read()) is None
@@ -194,7 +199,7 @@ def test_who_looks_while_a_switch_is_under_way_waits_and_is_told(
     environment = target.read()
     with locked(environment):
         journal_of(target).write_text("{}", encoding="utf-8")
-        with pytest.raises(BusyError, match=rf"\(process {os.getpid()}\)"):
+        with pytest.raises(BusyError, match=rf"\(process {os.getpid()}, since"):
             recover_environment(environment)
 
 

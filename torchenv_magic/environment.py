@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -228,13 +229,20 @@ class InterpreterRun:
 
 
 def run_interpreter(
-    python: Path, arguments: Sequence[str], *, timeout_seconds: float, stdin: bytes = b""
+    python: Path,
+    arguments: Sequence[str],
+    *,
+    timeout_seconds: float,
+    stdin: bytes = b"",
+    stopped_by: Callable[[Callable[[], None]], AbstractContextManager[None]] | None = None,
 ) -> InterpreterRun:
     """Run `python` with `arguments` and wait for its end, for `timeout_seconds` at most.
 
     It runs apart from the kernel's interrupt, with `child_environment`, and what it has started
     ends with it where it doesn't end by itself, or where the wait for it is interrupted. What no
     signal ends, since it hangs in a sick driver, is left behind.
+
+    `stopped_by` is handed what ends it early, for as long as it runs: a cancellation's `stops`.
 
     Raises
     ------
@@ -253,8 +261,10 @@ def run_interpreter(
         creationflags=_APART_ON_WINDOWS,
     )
     timed_out = False
+    stops = stopped_by(lambda: _stop(process)) if stopped_by else contextlib.nullcontext()
     try:
-        output, errors = process.communicate(stdin, timeout=timeout_seconds)
+        with stops:
+            output, errors = process.communicate(stdin, timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         timed_out = True
         _stop(process)

@@ -17,6 +17,7 @@ from torchenv_magic.errors import InstallError, TargetError
 from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.interpreter import Interpreter, running_interpreter
 from torchenv_magic.selection import Request, Selection, select
+from torchenv_magic.state import state_directory
 
 # A selection takes no look at what is installed, which is most of what a status takes.
 if TYPE_CHECKING:
@@ -237,12 +238,11 @@ def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, 
         There is no such interpreter.
     """
     from torchenv_magic.environment import read_environment
-    from torchenv_magic.installation.locking import state_directory
 
     environment = read_environment(python)
     # Every install begins with this folder, and nothing is to be repaired where none began. What
     # repairs is also slow to import: half of the time of `torchenv select`.
-    if not state_directory(environment).exists():
+    if not state_directory(environment.prefix).exists():
         return environment, None, None
     from torchenv_magic.installation.transaction import has_left_overs, is_interrupted
 

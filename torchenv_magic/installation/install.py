@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torchenv_magic.environment import (
 from torchenv_magic.errors import BusyError, InstallError
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
+from torchenv_magic.installation.history import Entry, new_entry
 from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
@@ -34,9 +36,19 @@ from torchenv_magic.installation.transaction import (
     is_interrupted,
     recover,
 )
+from torchenv_magic.installation.trying import check_imports
 from torchenv_magic.installation.uv import Cancellation, find_uv
+from torchenv_magic.installation.waiting import Hold, holding
 
-__all__ = ["Result", "check_switched", "install_plan", "recover_environment"]
+__all__ = [
+    "Result",
+    "check_changes",
+    "check_switched",
+    "install_plan",
+    "nobody_else",
+    "read_again",
+    "recover_environment",
+]
 
 # A switch takes a tenth of a second, and a few where a container's image holds the old torch.
 _SWITCH_SECONDS = 10.0
@@ -45,13 +57,16 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What an install did."""
+    """What an install, or its undoing, did."""
 
     changes: tuple[Change, ...]
-    expectation: Expectation
+    expectation: Expectation | None
+    """What is there of what was asked for; None where an undo came back to before the first
+    install."""
     seconds: float
     recovered: str | None = None
     """What an earlier, interrupted install had left, if it had."""
+    undone: bool = False
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -61,11 +76,23 @@ class Result:
     def __str__(self) -> str:
         if not self.changes:
             return "Nothing to do: what you asked for is installed already."
-        versions = dict(self.expectation.versions)
+        if self.undone:
+            return self._undone
+        versions = dict(self.expectation.versions) if self.expectation else {}
         torch = f"torch {versions['torch']}" if "torch" in versions else "the packages"
         more = len(self.changes) - 1
         others = f" and {more} other package{'' if more == 1 else 's'}" if more else ""
         return f"Installed {torch}{others} in {self.seconds:.1f} s"
+
+    @property
+    def _undone(self) -> str:
+        back = by_importance(change for change in self.changes if change.after is not None)
+        if not back:
+            names = by_importance(self.changes)
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            return f"Undone in {self.seconds:.1f} s: {names[0].name}{more} gone again"
+        more = f" and {len(back) - 1} more" if back[1:] else ""
+        return f"Undone in {self.seconds:.1f} s: {back[0].name} {back[0].after}{more} back"
 
 
 def recover_environment(environment: Environment) -> str | None:
@@ -93,10 +120,20 @@ def recover_environment(environment: Environment) -> str | None:
 def install_plan(
     plan: Plan,
     *,
+    command: str = "",
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
+    wait: bool = False,
 ) -> Result:
     """Do what the plan says; the environment is the new one afterwards, or the one it was.
+
+    Parameters
+    ----------
+    command
+        The line that asked for it, for the history and for those who wait.
+    wait
+        Waits where another install works on the environment, and goes on if what was planned is
+        still true then; else that is an error.
 
     Raises
     ------
@@ -106,14 +143,16 @@ def install_plan(
         Failed, and put back.
     """
     try:
-        return _install(plan, guarded(on_event), cancellation or Cancellation())
+        return _install(plan, command, guarded(on_event), cancellation or Cancellation(), wait=wait)
     except OSError as error:
         raise failure(error) from error
 
 
-def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
+def _install(
+    plan: Plan, command: str, tell: OnEvent, cancellation: Cancellation, *, wait: bool
+) -> Result:
     started = time.monotonic()
-    environment = _read(plan)
+    environment = read_again(plan.python)
     if plan.nothing_to_do:
         # What is there was asked for once more: verification compares with the latest wish.
         expectation = _expectation(plan, environment)
@@ -124,23 +163,28 @@ def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
     check_target(environment)
     uv = find_uv()
     cancellation.raise_if_requested()
-    with locked(environment):
+    with holding(
+        environment, command=command, on_event=tell, cancellation=cancellation, wait=wait
+    ) as hold:
         recovered = recover(environment)
-        if recovered is not None:
-            environment = _read(plan)
+        if recovered is not None or wait:
+            environment = read_again(plan.python)
         check_current(plan, environment)
         before = metadata_directories(sites(environment))
         check_space(plan, environment.site_packages, uv=uv)
         with Transaction(environment) as transaction:
             if plan.versions:
-                stage(plan, transaction.stage, uv=uv, on_event=tell, cancellation=cancellation)
+                stage(plan, transaction.stage, uv=uv, on_event=hold.tell, cancellation=cancellation)
                 check_staged(plan, transaction.staged_site())
-            with _nobody_else(plan, tell, cancellation):
+            with nobody_else(plan.prefix, hold.tell, cancellation):
                 # Neither pip nor a person waits for us: what was planned must still be true.
                 if metadata_directories(sites(environment)) != before:
-                    check_current(plan, _read(plan))
-                expectation = _switch(plan, transaction, environment, tell, cancellation)
-    tell(Event(phase="done", message="Installed"))
+                    environment = read_again(plan.python)
+                    check_current(plan, environment)
+                expectation = _expectation(plan, environment)
+                entry = _entry(plan, command, transaction.identity, expectation)
+                _switch(plan, transaction, expectation, entry, hold, cancellation, started)
+        hold.tell(Event(phase="done", message="Installed"))
     return Result(
         changes=plan.changes,
         expectation=expectation,
@@ -149,18 +193,30 @@ def _install(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Result:
     )
 
 
-def _read(plan: Plan) -> Environment:
+def _entry(plan: Plan, command: str, identity: str, expectation: Expectation) -> Entry:
+    return new_entry(
+        identity=identity,
+        command=command,
+        backend=str(plan.backend),
+        torch=dict(expectation.versions).get("torch"),
+        source=str(plan.source),
+        changes=plan.changes,
+    )
+
+
+def read_again(python: Path) -> Environment:
+    """Return the environment of `python` as it is now."""
     # In process where it is ours: another interpreter takes a tenth of a second to start.
-    ours = sys.executable and Path(sys.executable) == plan.python
-    return read_environment(None if ours else plan.python)
+    ours = sys.executable and Path(sys.executable) == python
+    return read_environment(None if ours else python)
 
 
 @contextmanager
-def _nobody_else(plan: Plan, tell: OnEvent, cancellation: Cancellation) -> Iterator[None]:
+def nobody_else(prefix: Path, tell: OnEvent, cancellation: Cancellation) -> Iterator[None]:
     """Hold uv's own lock, and wait for it where a uv of somebody else works: all is staged."""
     told = False
     while True:
-        with uv_locked(plan.prefix) as free:
+        with uv_locked(prefix) as free:
             if free:
                 yield
                 return
@@ -211,49 +267,63 @@ def check_staged(plan: Plan, site: Path) -> None:
         )
 
 
-def _switch(
+def _switch(  # noqa: PLR0917
     plan: Plan,
     transaction: Transaction,
-    environment: Environment,
-    tell: OnEvent,
+    expectation: Expectation,
+    entry: Entry,
+    hold: Hold,
     cancellation: Cancellation,
-) -> Expectation:
-    tell(Event(phase="switch", message=f"Switching {plan.prefix}"))
+    started: float,
+) -> None:
+    hold.tell(Event(phase="switch", message=f"Switching {plan.prefix}"))
     cancellation.raise_if_requested()
-    expectation = _expectation(plan, environment)
+    hold.check()
     try:
         transaction.switch(
             (change.name for change in plan.changes if change.before is not None),
             incoming=plan.versions,
             expectation=expectation,
+            entry=entry,
         )
-        tell(Event(phase="check", message="Checking the result"))
-        check_switched(plan, _read(plan))
+        hold.tell(Event(phase="check", message="Checking the result"))
+        after = read_again(plan.python)
+        check_switched(plan, after)
+        _check_whole(plan, after, cancellation)
         cancellation.raise_if_requested()
-        transaction.commit()
+        hold.check()
+        transaction.commit(seconds=time.monotonic() - started)
     except BaseException:
         if transaction.can_roll_back:
-            tell(Event(phase="restore", message="Putting back what was there before"))
+            hold.tell(Event(phase="restore", message="Putting back what was there before"))
             transaction.roll_back()
         raise
-    return expectation
+
+
+def _check_whole(plan: Plan, after: Environment, cancellation: Cancellation) -> None:
+    """Check that all files are in their places, and that what was switched to can be imported."""
+    site = after.site_packages.resolve()
+    # The files are walked while the other process imports.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        walk = pool.submit(missing_files, site, plan.versions)
+        check_imports(plan.python, after, tuple(plan.versions), cancellation)
+        missing = walk.result()
+    if missing:
+        raise InstallError(
+            f"Not all of what was installed arrived: {'; '.join(missing[:3])}",
+            hint="try again; what was there before is back",
+            detail="\n".join(missing),
+        )
 
 
 def check_switched(plan: Plan, after: Environment) -> None:
     """Check that the environment is exactly what the plan promised.
 
-    That every file is there was checked in the stage, and a rename loses none.
-
     Raises
     ------
     InstallError
     """
-    problems = []
-    for change in plan.changes:
-        found = [package for package in after.packages if package.name == change.name]
-        there = " and ".join(package.version for package in found)
-        if len(found) > 1 or not _same(there or None, change.after):
-            problems.append(f"{change.name} is {there or 'missing'}, not {change.after or 'gone'}")
+    problems = check_changes(plan.changes, after)
     backend = installed_backend(after)
     if after.installed("torch") and backend not in (plan.backend, None):
         problems.append(f"torch is a build for {backend}, not for {plan.backend}")
@@ -263,6 +333,17 @@ def check_switched(plan: Plan, after: Environment) -> None:
             hint="try again; what was there before is back",
             detail="\n".join(problems),
         )
+
+
+def check_changes(changes: Iterable[Change], after: Environment) -> list[str]:
+    """Return what of the changes is not so in the environment."""
+    problems = []
+    for change in changes:
+        found = [package for package in after.packages if package.name == change.name]
+        there = " and ".join(package.version for package in found)
+        if len(found) > 1 or not _same(there or None, change.after):
+            problems.append(f"{change.name} is {there or 'missing'}, not {change.after or 'gone'}")
+    return problems
 
 
 def _same(one: str | None, other: str | None) -> bool:

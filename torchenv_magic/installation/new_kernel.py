@@ -43,6 +43,7 @@ from torchenv_magic.installation.install import Result, install_plan
 from torchenv_magic.installation.own_wheel import wheel_of
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
+from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.sources import wheel_folders
 from torchenv_magic.installation.uv import Cancellation, Completed, Lines, Uv, find_uv
 from torchenv_magic.selection import Request, Selection
@@ -298,7 +299,7 @@ def make_kernel(
     choose: Callable[[Path], tuple[Selection, Environment]],
     places: Places | None = None,
     consent: bool = False,
-    find_links: tuple[str, ...] = (),
+    sites: Sites | None = None,
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
 ) -> Made:
@@ -325,6 +326,8 @@ def make_kernel(
     tell = guarded(on_event)
     cancellation = cancellation or Cancellation()
     places = places or read_places()
+    # The new environment has no settings of its own: those of who asks hold there.
+    sites = read_sites(prefix=Path(sys.prefix)) if sites is None else sites
     uv = find_uv()
     name = check_name(name)
     before = _check_free(name, places, consent=consent)
@@ -332,12 +335,13 @@ def make_kernel(
         tell(Event(phase="resolve", message=f"Making an environment in {shown_path(folder)}"))
         _make_environment(uv, base, folder, name, cancellation)
         python = _python_in(folder)
-        _furnish(uv, python, find_links=find_links, tell=tell, cancellation=cancellation)
+        _furnish(uv, python, sites=sites, tell=tell, cancellation=cancellation)
         selection, environment = choose(python)
         plan = make_plan(
             selection,
             environment,
             request,
+            sites=sites,
             consent=consent,
             on_event=tell,
             cancellation=cancellation,
@@ -512,7 +516,7 @@ def _furnish(
     uv: Uv,
     python: Path,
     *,
-    find_links: tuple[str, ...],
+    sites: Sites,
     tell: OnEvent,
     cancellation: Cancellation,
 ) -> None:
@@ -532,7 +536,7 @@ def _furnish(
     needed = [text for text in distribution.requires or () if not _is_extra(text)]
     tell(Event(phase="download", message="Installing a kernel, and what the magic needs"))
     folders = [str(path) for path in wheel_folders()]
-    links = [f"--find-links={place}" for place in dict.fromkeys((*find_links, *folders))]
+    links = [f"--find-links={place}" for place in dict.fromkeys((*sites.find_links, *folders))]
     lines = Lines(lambda line: tell(Event(phase="download", log=line)))
 
     def install(*arguments: str) -> Completed:
@@ -576,7 +580,8 @@ def _is_extra(text: str) -> bool:
 
 
 def _display_name(name: str, result: Result, build: str) -> str:
-    torch = dict(result.expectation.versions).get("torch", "").partition("+")[0]
+    versions = dict(result.expectation.versions) if result.expectation else {}
+    torch = versions.get("torch", "").partition("+")[0]
     return f"{name} (torch {torch}, {build})"
 
 

@@ -6,6 +6,8 @@ shape, and what it made is only then renamed into place, after what it replaces 
 Renames take no time and no space, also for gigabytes. A process that dies between them leaves a
 journal, and the next contact goes on or back.
 
+What was replaced becomes a tree of that shape too, and is kept: to undo is to switch to it.
+
 ```
 site-packages/.torchenv-work-ID/new   the stage: lib/python3.11/site-packages/…, bin/…
                                 /old   what was renamed aside: 0, 1, 2, …
@@ -15,6 +17,7 @@ site-packages/.torchenv-work-ID/new   the stage: lib/python3.11/site-packages/�
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -26,7 +29,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +37,14 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.utils import canonicalize_name
 
-from torchenv_magic.environment import Environment
+from torchenv_magic.environment import Environment, shown_path
 from torchenv_magic.errors import DiskSpaceError, InstallError, TargetError
-from torchenv_magic.expectation import Expectation, write_expectation
+from torchenv_magic.expectation import (
+    Expectation,
+    read_expectation,
+    remove_expectation,
+    write_expectation,
+)
 from torchenv_magic.installation.footprint import (
     files_of,
     is_inside,
@@ -48,8 +56,20 @@ from torchenv_magic.installation.footprint import (
     roots,
     sites,
 )
-from torchenv_magic.installation.locking import state_directory
+from torchenv_magic.installation.history import Entry, add_entry, recovered
+from torchenv_magic.installation.keeping import (
+    KEPT,
+    Kept,
+    is_kept_name,
+    is_written,
+    kept_folders,
+    read_kept,
+    room_problem,
+    write_kept,
+)
 from torchenv_magic.serialization import from_json, to_json
+from torchenv_magic.state import make_state_directory, read_state, state_directory, write_state
+from torchenv_magic.web import without_login
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,7 +79,7 @@ __all__ = ["Transaction", "failure", "has_left_overs", "is_interrupted", "recove
 logger = logging.getLogger(__name__)
 
 _WORK = ".torchenv-work-"
-_SCHEMA = 1
+_SCHEMA = 2
 _LARGEST_JOURNAL = 50_000_000
 """Bytes. A build with all its libraries has a few kB; a package without folders one row a file."""
 
@@ -85,21 +105,40 @@ class _Placed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """One package that was there before anything was moved."""
+
+    name: str
+    version: str
+    origin: str = ""
+    """Its `direct_url.json`, where it came from an address."""
+    record: str = ""
+    """The hash of its RECORD, of those that are moved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Journal:
     state: Literal["aside", "place", "committed"]
     """Renaming the old aside; renaming the new into place; done, but for the rest of the old."""
     work: str
+    stage: str
+    """The folder that `new` lies in: the work folder, or what was kept by an earlier install."""
     asides: tuple[_Aside, ...]
     placed: tuple[_Placed, ...]
     incoming: tuple[tuple[str, str], ...]
     """(normalized name, hash of its RECORD) of each new package."""
-    expectation: Expectation
+    expectation: Expectation | None
     """What is kept of the wish that this change fulfils, once it does."""
+    entry: Entry | None
+    """What is written down of it, once it is done."""
+    kept: Kept | None
+    """What is kept of it, and where."""
+    before: tuple[_Before, ...] = ()
     schema: int = _SCHEMA
 
 
 def _journal_path(environment: Environment) -> Path:
-    return state_directory(environment) / "journal.json"
+    return state_directory(environment.prefix) / "journal.json"
 
 
 class Transaction:
@@ -108,11 +147,20 @@ class Transaction:
     Left without `commit`, by whatever exception, the environment is the one that it was.
     """
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, *, source: Kept | None = None) -> None:
+        """Begin; `source` is what an earlier install kept, and replaces the work of uv."""
         self._environment = environment
         self._work = environment.site_packages / f"{_WORK}{uuid.uuid4().hex[:8]}"
+        self._source = self._work
+        if source is not None and source.folder:
+            self._source = environment.site_packages / source.folder
         self._journal: _Journal | None = None
         self._disposable = True
+
+    @property
+    def identity(self) -> str:
+        """A name that no other transaction has."""
+        return self._work.name.removeprefix(_WORK)
 
     @property
     def can_roll_back(self) -> bool:
@@ -122,12 +170,14 @@ class Transaction:
     @property
     def stage(self) -> Path:
         """Where uv installs to: a folder on the environment's file system, to be its mirror."""
-        return self._work / "new"
+        return self._source / "new"
 
     def __enter__(self) -> Self:
         try:
-            self.stage.mkdir(parents=True)
-            (self._work / "old").mkdir()
+            (self._work / "old").mkdir(parents=True)
+            if self._source != self._work:
+                return self
+            self.stage.mkdir()
             # Fedora installs compiled packages into lib64, which a virtual environment links.
             if (self._environment.prefix / "lib64").is_symlink():
                 (self.stage / "lib").mkdir()
@@ -163,11 +213,17 @@ class Transaction:
         return found[0]
 
     def switch(
-        self, leaving: Iterable[str], *, incoming: Iterable[str], expectation: Expectation
+        self,
+        leaving: Iterable[str],
+        *,
+        incoming: Iterable[str],
+        expectation: Expectation | None,
+        entry: Entry | None = None,
     ) -> None:
         """Rename everything of the leaving packages aside, and what is staged into its place.
 
-        `expectation` is written with the commit, whoever completes it.
+        `expectation` is written with the commit, whoever completes it (None removes the one that
+        is there), and so is `entry`, under which what is replaced is kept.
 
         Raises
         ------
@@ -176,7 +232,7 @@ class Transaction:
             was renamed already is put back at the end of the block.
         """
         journal = self._plan(
-            {canonicalize_name(name) for name in leaving}, sorted(incoming), expectation
+            {canonicalize_name(name) for name in leaving}, sorted(incoming), expectation, entry
         )
         self._journal = journal
         self._disposable = False
@@ -186,12 +242,16 @@ class Transaction:
                 _set_aside(aside.path, self._work / "old" / aside.slot)
             self._write(replace(journal, state="place"))
             for placed in journal.placed:
-                _move(self._work / placed.source, placed.path)
+                _move(self._source / placed.source, placed.path)
         except OSError as error:
             raise failure(error) from error
 
     def _plan(
-        self, leaving: set[str], incoming: Sequence[str], expectation: Expectation
+        self,
+        leaving: set[str],
+        incoming: Sequence[str],
+        expectation: Expectation | None,
+        entry: Entry | None,
     ) -> _Journal:
         environment = self._environment
         prefix, site = environment.prefix, environment.site_packages.resolve()
@@ -218,16 +278,21 @@ class Transaction:
                 for directory in found.get(name, [])
             }
             placed, taken = placements(staged, site, leaving=asides, prefix=prefix)
+            if self._source != self._work:
+                # What was kept is what was there, also where a person had deleted some of it.
+                placed = {p: found for p, found in placed.items() if os.path.lexists(found[0])}
         asides |= dict.fromkeys(taken, frozenset())
         real_prefix = str(prefix.resolve())
         for path in (*asides, *placed):
             if not is_inside(path, real_prefix):
                 message = f"`{path}` lies outside the environment, so it can't be switched safely"
                 raise InstallError(message, hint="make an environment of your own")
-        work = self._work.resolve()
+        source_folder = self._source.resolve()
+        new = tuple((name, record_hash(path)) for path, name in staged.items())
         return _Journal(
             state="aside",
             work=self._work.name,
+            stage=self._source.name,
             asides=tuple(
                 _Aside(
                     path=Path(path),
@@ -239,27 +304,56 @@ class Transaction:
             ),
             placed=tuple(
                 _Placed(
-                    source=Path(source).relative_to(work).as_posix(),
+                    source=Path(source).relative_to(source_folder).as_posix(),
                     path=Path(path),
                     owners=tuple(sorted(owners)),
                 )
                 for path, (source, owners) in placed.items()
             ),
-            incoming=tuple((name, record_hash(path)) for path, name in staged.items()),
+            incoming=new,
             expectation=expectation,
+            entry=entry,
+            kept=self._to_keep(entry, mine, asides, new) if entry else None,
+            before=_before(environment, mine),
         )
 
-    def commit(self) -> None:
+    def _to_keep(
+        self,
+        entry: Entry,
+        mine: Mapping[Path, str],
+        asides: Iterable[str],
+        new: tuple[tuple[str, str], ...],
+    ) -> Kept:
+        held = tuple((name, record_hash(path)) for path, name in mine.items())
+        site = self._environment.site_packages
+        problem = ""
+        if any(not digest for _, digest in held) or len(dict(held)) < len(held):
+            problem = "what it replaced was not whole"
+        elif {path.parent for path in mine} - {site.resolve()}:
+            problem = "what it replaced lay in another folder than what it brought"
+        else:
+            problem = room_problem(site, asides)
+        return Kept(
+            folder="" if problem or not held else f"{KEPT}{uuid.uuid4().hex[:8]}",
+            entry=entry,
+            left=new,
+            held=held,
+            expectation=read_expectation(self._environment.prefix),
+            problem=problem,
+        )
+
+    def commit(self, *, seconds: float | None = None) -> None:
         """Keep the new files: the environment is the new one from here on."""
         if self._journal is not None:
             committed = replace(self._journal, state="committed")
+            if committed.entry is not None:
+                entry = replace(committed.entry, seconds=seconds)
+                committed = replace(committed, entry=entry)
             self._write(committed)
             # From here on there is no way back, whatever happens to the rest of the old.
             self._journal = None
             try:
-                _forward(committed, self._work)
-                write_expectation(self._environment.prefix, committed.expectation)
-                _journal_path(self._environment).unlink(missing_ok=True)
+                _settle(self._environment, committed, self._work)
             except (OSError, TargetError) as error:
                 # The new is in place and proven; the next contact tidies up.
                 logger.warning("%s is left for later: %s", self._work, error)
@@ -287,17 +381,32 @@ class Transaction:
         self._disposable = True
 
     def _write(self, journal: _Journal) -> None:
-        path = _journal_path(self._environment)
-        temporary = path.with_suffix(".new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(to_json(journal), file)
-                file.flush()
-                # The journal must be on the disk before the first rename is.
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            make_state_directory(self._environment.prefix)
+            # On the disk before the first rename is.
+            write_state(_journal_path(self._environment), json.dumps(to_json(journal)).encode())
         except OSError as error:
             raise failure(error) from error
+
+
+def _before(environment: Environment, mine: Mapping[Path, str]) -> tuple[_Before, ...]:
+    found = []
+    for package in environment.packages:
+        directory = package.metadata_directory
+        origin = ""
+        if directory is not None:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                text = (directory / "direct_url.json").read_text(encoding="utf-8")
+                origin = without_login(text)[:2000]
+        found.append(
+            _Before(
+                name=package.name,
+                version=package.version,
+                origin=origin,
+                record=record_hash(directory) if directory and directory in mine else "",
+            )
+        )
+    return tuple(found)
 
 
 def failure(error: OSError) -> InstallError:
@@ -345,42 +454,103 @@ def recover(environment: Environment) -> str | None:
         if not _journal_path(environment).exists():
             for left in _work_folders(environment):
                 _drop(left)
+            _drop_others(environment)
         return None
     work = environment.site_packages / journal.work
     try:
-        stands, sentence = _repair(journal, work, sites(environment))
-        if stands:
-            write_expectation(environment.prefix, journal.expectation)
-        _journal_path(environment).unlink(missing_ok=True)
+        sentence = _repair(environment, journal, work)
     except OSError as error:
         raise failure(error) from error
     _drop(work)
     return sentence
 
 
-def _repair(journal: _Journal, work: Path, places: Sequence[Path]) -> tuple[bool, str]:
-    """Go on or back; return whether the new stands, and a sentence about it."""
-    if journal.state == "committed":
-        _forward(journal, work)
-        return True, "The last install was interrupted after its end; it stands."
-    if _is_complete(journal, work, places):
-        _forward(journal, work)
-        return True, "The last install was interrupted when all its files were there; it stands."
+def _repair(environment: Environment, journal: _Journal, work: Path) -> str:
+    """Go on or back; return a sentence about what stands."""
+    places = sites(environment)
+    what = "undo" if journal.entry and journal.entry.outcome == "undone" else "install"
+    if journal.state == "committed" or _is_complete(journal, work, places):
+        at = "after its end" if journal.state == "committed" else "when all its files were there"
+        if journal.entry is not None:
+            journal = replace(journal, entry=recovered(journal.entry, forward=True))
+        _settle(environment, journal, work)
+        return f"The last {what} was interrupted {at}; it stands."
     _back(journal, work, places)
-    return False, "The last install was interrupted; the packages that it replaced are back."
+    if journal.entry is not None:
+        add_entry(environment.prefix, recovered(journal.entry, forward=False))
+    _journal_path(environment).unlink(missing_ok=True)
+    return f"The last {what} was interrupted; the packages that it replaced are back."
+
+
+def _settle(environment: Environment, journal: _Journal, work: Path) -> None:
+    """Do what follows the last rename of a switch; what was done of it already is done again.
+
+    Raises
+    ------
+    OSError, TargetError
+        The journal stays, and the next contact goes on.
+    """
+    kept = journal.kept
+    tree = work / "kept"
+    if kept is not None and kept.folder:
+        tree = environment.site_packages / kept.folder / "new"
+    _forward(journal, _trees(environment, journal, work, tree))
+    if journal.expectation is not None:
+        write_expectation(environment.prefix, journal.expectation)
+    else:
+        remove_expectation(environment.prefix)
+    if kept is not None:
+        if kept.folder:
+            for place, goal in _trees(environment, journal, work, tree).values():
+                if os.path.lexists(place) and not os.path.lexists(goal):
+                    goal.parent.mkdir(parents=True, exist_ok=True)
+                    _move(place, goal)
+        write_kept(environment.prefix, kept)
+    if journal.entry is not None:
+        add_entry(environment.prefix, journal.entry)
+    _journal_path(environment).unlink(missing_ok=True)
+    _drop_others(environment)
+
+
+def _trees(
+    environment: Environment, journal: _Journal, work: Path, tree: Path
+) -> dict[Path, tuple[Path, Path]]:
+    """Return where each path that went aside lies, and where it comes to among what is kept."""
+    prefix = os.path.realpath(environment.prefix)
+    found = {}
+    for aside in journal.asides:
+        real = os.path.join(os.path.realpath(aside.path.parent), aside.path.name)  # noqa: PTH118
+        found[aside.path] = (work / "old" / aside.slot, tree / os.path.relpath(real, prefix))
+    return found
+
+
+def _drop_others(environment: Environment) -> None:
+    """Delete what is kept of earlier installs than the last."""
+    folders = kept_folders(environment.site_packages)
+    if not folders:
+        return
+    kept = read_kept(environment.prefix)
+    if kept is None and is_written(environment.prefix):
+        return  # another person's, or a newer version's
+    for folder in folders:
+        if kept is None or folder.name != kept.folder:
+            _drop(folder)
 
 
 def _read_journal(environment: Environment) -> _Journal | None:
     """Return the journal, None where there is none or it is not one of this environment."""
     path = _journal_path(environment)
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST_JOURNAL)
+        content = read_state(path, largest=_LARGEST_JOURNAL)
         data = json.loads(content)
         journal = from_json(_Journal, data)
         problem = _problem(journal, environment)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        message = "An install by somebody else was interrupted here, and only they can repair it"
+        hint = f"let the owner of `{shown_path(path)}` run `torchenv status`"
+        raise InstallError(message, hint=hint) from error
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         problem = repr(error)
     if problem:
@@ -397,6 +567,10 @@ def _problem(journal: _Journal, environment: Environment) -> str:
         return f"it has the form {journal.schema}"
     if not re.fullmatch(rf"{re.escape(_WORK)}[0-9a-f]{{8}}", journal.work):
         return "its work folder has another name"
+    if journal.stage != journal.work and not is_kept_name(journal.stage):
+        return "its stage has another name"
+    if journal.kept is not None and journal.kept.folder and not is_kept_name(journal.kept.folder):
+        return "what it keeps has another name"
     if any(not re.fullmatch(r"\d{1,9}", aside.slot) for aside in journal.asides):
         return "it has other slots than numbers"
     if any(
@@ -417,9 +591,10 @@ def _is_complete(journal: _Journal, work: Path, places: Sequence[Path]) -> bool:
     if journal.state != "place":
         return False
     replaced = _reinstalled(journal, work, places)
+    stage = work.with_name(journal.stage)
     ours = [name for name, _ in journal.incoming if name not in replaced]
     in_place = all(
-        os.path.lexists(placed.path) and not os.path.lexists(work / placed.source)
+        os.path.lexists(placed.path) and not os.path.lexists(stage / placed.source)
         for placed in journal.placed
         if not replaced & set(placed.owners)
     )
@@ -448,9 +623,10 @@ def _reinstalled(journal: _Journal, work: Path, places: Sequence[Path]) -> set[s
 def _back(journal: _Journal, work: Path, places: Sequence[Path]) -> None:
     """Put the old back, and keep what anybody else has installed or written since."""
     replaced = _reinstalled(journal, work, places)
+    stage = work.with_name(journal.stage)
     taken_back = []
     for placed in reversed(journal.placed):
-        source = work / placed.source
+        source = stage / placed.source
         if (
             not replaced & set(placed.owners)
             and not os.path.lexists(source)
@@ -467,7 +643,7 @@ def _back(journal: _Journal, work: Path, places: Sequence[Path]) -> None:
     if taken_back:
         owned = {
             path
-            for folder in _package_folders(work / "new")
+            for folder in _package_folders(stage / "new")
             for directories in metadata_directories([folder]).values()
             for directory in directories
             for path in files_of(directory, places[0])
@@ -487,9 +663,11 @@ def _package_folders(folder: Path) -> Iterator[Path]:
             yield from _package_folders(Path(entry.path))
 
 
-def _forward(journal: _Journal, work: Path) -> None:
+def _forward(journal: _Journal, trees: Mapping[Path, tuple[Path, Path]]) -> None:
     """Let the old go, but for the files that no package owns: a person put them there."""
-    stashed = {aside.path: work / "old" / aside.slot for aside in journal.asides}
+    stashed = {
+        path: goal if os.path.lexists(goal) else place for path, (place, goal) in trees.items()
+    }
     owned: set[str] = set()
     for path, place in stashed.items():
         if path.name.endswith(".dist-info"):
