@@ -52,7 +52,7 @@ ANSWERS = {
     "notebook.re_exec": ("re_exec_obstacle",),
 }
 # The same, where the answer is a sentence of its own.
-SENTENCES = {"notebook.session": ("loaded_words", "lost_words")}
+SENTENCES = {"notebook.session": ("loaded_words", "lost_by")}
 # What the plugin says is written once more in its own language.
 _TRANSLATED = re.compile(r"""\.__\(\s*((?:(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")[\s+]*)+)""")
 

@@ -43,6 +43,7 @@ from torchenv_magic.installation.new_kernel import (
 )
 from torchenv_magic.installation.own_wheel import wheel_of
 from torchenv_magic.installation.progress import Event, OnEvent
+from torchenv_magic.installation.settings import Sites
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request, Selection
 
@@ -102,7 +103,7 @@ class Workshop:
             choose=choose,
             places=self.places,
             consent=consent,
-            find_links=(str(self.wheels),),
+            sites=Sites(find_links=(str(self.wheels),)),
             cancellation=cancellation,
             on_event=on_event,
         )
@@ -204,7 +205,7 @@ def test_without_any_network_a_kernel_is_made_from_the_cache_and_the_folders(
 
     made = workshop.make("second", consent=True)
 
-    assert dict(made.result.expectation.versions)["torch"] == "2.13.0+cpu"
+    assert made.kernel.display_name == "second (torch 2.13.0, CPU only)"
 
 
 @pytest.mark.parametrize("moment", ["an environment", "magic needs", "Asking", "Switching"])

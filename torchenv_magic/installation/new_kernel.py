@@ -41,6 +41,7 @@ from torchenv_magic.errors import BusyError, InstallError, RequestError, TargetE
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.install import Result, install_plan
 from torchenv_magic.installation.own_wheel import wheel_of
+from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
 from torchenv_magic.installation.settings import Sites, read_sites
@@ -349,7 +350,7 @@ def make_kernel(
         result = install_plan(plan, on_event=tell, cancellation=cancellation)
         kernel = OwnKernel(
             name=name,
-            display_name=_display_name(name, result, plan.backend.label),
+            display_name=_display_name(name, plan),
             environment=folder,
             specification=places.specifications / name,
         )
@@ -579,10 +580,9 @@ def _is_extra(text: str) -> bool:
     return marker is not None and "extra" in str(marker)
 
 
-def _display_name(name: str, result: Result, build: str) -> str:
-    versions = dict(result.expectation.versions) if result.expectation else {}
-    torch = versions.get("torch", "").partition("+")[0]
-    return f"{name} (torch {torch}, {build})"
+def _display_name(name: str, plan: Plan) -> str:
+    torch = plan.versions.get("torch", "").partition("+")[0]
+    return f"{name} (torch {torch}, {plan.backend.label})"
 
 
 def _describe(python: Path) -> dict[str, Any]:

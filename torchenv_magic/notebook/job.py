@@ -13,6 +13,7 @@ from torchenv_magic.environment import Environment
 from torchenv_magic.errors import BusyError, InstallCancelled, TorchEnvError
 from torchenv_magic.installation.install import Result, install_plan
 from torchenv_magic.installation.locking import locked
+from torchenv_magic.installation.new_kernel import Made
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Bytes, Event, Phase
@@ -42,6 +43,8 @@ class JobState:
     log: tuple[str, ...] = ()
     plan: Plan | None = None
     result: Result | None = None
+    made: Made | None = None
+    """The kernel that came of it, where one was to be made."""
     error: TorchEnvError | None = None
     """What ended it; an unexpected exception is here as one too, with its traceback as detail."""
 

@@ -24,6 +24,7 @@ from torchenv_magic.errors import (
     VerificationError,
 )
 from torchenv_magic.installation.install import Result
+from torchenv_magic.installation.new_kernel import remove_kernel
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.settings import read_sites
@@ -36,13 +37,19 @@ from torchenv_magic.notebook.cells import (
 )
 from torchenv_magic.notebook.front_end import FrontEnd, read_front_end
 from torchenv_magic.notebook.job import Job, JobState
+from torchenv_magic.notebook.kernel_job import KernelJob, check_front_end
 from torchenv_magic.notebook.plugin import OUTPUT_MIME
 from torchenv_magic.notebook.rendering import (
     message_html,
     progress_html,
     progress_words,
 )
-from torchenv_magic.notebook.restart import Restart, RungChoice, colab_restart_button
+from torchenv_magic.notebook.restart import (
+    Restart,
+    RungChoice,
+    colab_restart_button,
+    how_to_choose,
+)
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
@@ -161,6 +168,42 @@ def _install(shell: InteractiveShell, words: Words) -> Verification | None:
     return _Ending(shell, front_end, restart, view, result, words).go()
 
 
+def _new_kernel(shell: InteractiveShell, words: Words) -> None:
+    front_end = read_front_end(shell)
+    view = _view(front_end)
+    if words.remove:
+        view.say(f"{remove_kernel(words.name)}.", tone="good")
+        return
+    check_front_end(front_end.kind)
+    restart = Restart(shell, front_end)
+    _, state = _run_job(view, words)
+    if state.made is None:
+        return
+    kernel = state.made.kernel
+    how = how_to_choose(front_end.kind, name=kernel.name, display_name=kernel.display_name)
+    effects = describe_session(shell, ())
+    if front_end.kind != "jupyter" or effects.holds_work:
+        lost = f" {effects.lost_by('a switch')}" if effects.holds_work else ""
+        view.say(f"{state.made}.{lost} {how}.", tone="good")
+        return
+    view.say(f"{state.made}. Switching this notebook to it…", tone="good")
+    restart.switch(
+        kernel.name,
+        display_id=view.display_id,
+        after=view.bundle(
+            f"{state.made}; this notebook has it now. The verification cell shows whether PyTorch "
+            "works.",
+            tone="good",
+        ),
+        on_failure=lambda reason: view.say(
+            f"{state.made}. The notebook was not switched to it: {reason}. {how}."
+        ),
+    )
+    restart.abort_queue()
+    if has_code_below(shell, front_end.cell_source or ""):
+        _stop_cell(shell)
+
+
 # ------------------------------------------------------------------------------------- the waiting
 
 
@@ -172,7 +215,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     TorchEnvError
         Whatever ended it; InstallCancelled, without a traceback, where the person interrupted it.
     """
-    job = None
+    job: Job | None = None
     try:
         status = read_status(
             words.request,
@@ -188,8 +231,11 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
         )
         if words.word == "install":
             view.warn(_warnings(status, words))
-        only_plan = words.word == "plan"
-        job = Job(status, words.request, sites=sites, consent=words.yes, only_plan=only_plan)
+        if words.word == "new-kernel":
+            job = KernelJob(status, words.request, name=words.name, sites=sites, consent=words.yes)
+        else:
+            only_plan = words.word == "plan"
+            job = Job(status, words.request, sites=sites, consent=words.yes, only_plan=only_plan)
         job.start()
         while not job.ended.wait(_REDRAW_SECONDS):
             view.progress(job.state)
@@ -208,9 +254,12 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     if isinstance(error, ConsentError):
         error.hint = f"{words.with_consent} does it, `%torchenv undo` takes it back"
     if error is not None:
-        view.fail(error, "Not installed." if words.word == "install" else "No plan.")
+        view.fail(error, _NOT_DONE[words.word])
         raise error
     return status, job.state
+
+
+_NOT_DONE = {"install": "Not installed.", "new-kernel": "No kernel was made.", "plan": "No plan."}
 
 
 def _cancelled() -> InstallCancelled:
@@ -516,4 +565,5 @@ _WORDS = {
     "install": _install,
     "verify": _verify,
     "doctor": _doctor,
+    "new-kernel": _new_kernel,
 }

@@ -118,14 +118,18 @@ class SessionEffects:
     @property
     def lost_words(self) -> str:
         """One sentence on what a restart would take; empty where there is nothing."""
+        return self.lost_by("a restart")
+
+    def lost_by(self, event: str) -> str:
+        """Return one sentence on what is lost by `event`; empty where there is nothing."""
         parts: list[str] = []
         if self.variables:
             count = len(self.variables)
             part = f"{count} variable{'s' if count > 1 else ''}"
-            largest = self.variables[0]
-            if largest.size_bytes >= WORK_BYTES:
-                size = format_bytes(largest.size_bytes)
-                part += f" ({'largest: ' if count > 1 else ''}`{largest.name}`, {size})"
+            large = [each for each in self.variables[:3] if each.size_bytes >= WORK_BYTES]
+            if large:
+                named = [f"`{each.name}`, {format_bytes(each.size_bytes)}" for each in large]
+                part += f" ({'largest: ' if count > 1 else ''}{'; '.join(named)})"
             parts.append(part)
         if self.accelerator_bytes >= WORK_BYTES:
             parts.append(f"{format_bytes(self.accelerator_bytes)} on the accelerator")
@@ -140,7 +144,7 @@ class SessionEffects:
         if not parts:
             return ""
         verb = "is" if len(parts) == 1 and parts[0].startswith("1 ") else "are"
-        return f"{_enumeration(parts)} {verb} lost with a restart."
+        return f"{_enumeration(parts)} {verb} lost with {event}."
 
 
 def describe_session(shell: InteractiveShell, changed: Sequence[str]) -> SessionEffects:
