@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import Environment, InstalledPackage, Interpreter
 from torchenv_magic.errors import ConsentError, RequestError, UvError
 from torchenv_magic.installation.plan import (
@@ -551,3 +552,57 @@ def test_many_losses_are_counted() -> None:
     plan = planned(*(change(f"package{number}", "1", "2") for number in range(5)))
     with pytest.raises(ConsentError, match="package2 1 by 2 and 2 more packages, which are not"):
         plan.check_consent()
+
+
+# ------------------------------------------------------------------------ who is to be trusted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--index-url=https://x.example",
+        "-e .",
+        "-r other.txt",
+        "torch @ https://a.example/torch-2.13.0-py3-none-any.whl",
+        "torch @ file:///tmp/torch-2.13.0-py3-none-any.whl",
+        "torch@file:torch.whl",
+        "torch @ git+https://github.com/pytorch/pytorch",
+        "torch @ git+ssh://git@github.com/pytorch/pytorch",
+        "git+https://github.com/pytorch/pytorch",
+        "https://a.example/torch-2.13.0-py3-none-any.whl",
+        "./torch-2.13.0-py3-none-any.whl",
+        "torch\n--index-url=https://x.example",
+        "torch ; --index-url=https://x.example",
+        "torch --index-url=https://x.example",
+    ],
+)
+def test_what_came_along_with_a_file_names_no_option_and_no_address(text: str) -> None:
+    with pytest.raises(RequestError):
+        parse_requirement(text, trusted=False)
+
+
+@pytest.mark.parametrize("text", ["torch", "torch==2.13.*", "numpy[x]>=2; python_version<'4'"])
+def test_what_came_along_with_a_file_names_packages_and_versions(text: str) -> None:
+    assert str(parse_requirement(text, trusted=False).name) in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch @ https://ada:secret@a.example/t.whl",
+        "torch @ https://secret@a.example/t.whl",
+        "torch @ git+https://secret@github.com/pytorch/pytorch",
+        "torch @ https://ada:secret@[a.example/t.whl",
+        "https://ada:secret@a.example/t.whl",
+        "--index-url=https://ada:secret@a.example/simple",
+    ],
+)
+def test_a_login_in_a_requirement_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_requirements((text,))
+    assert "secret" not in json.dumps(caught.value.to_json())
+
+
+def test_the_user_that_git_has_over_ssh_is_no_login() -> None:
+    text = "torch @ git+ssh://git@github.com/pytorch/pytorch"
+    assert check_requirements((text,)) == (text,)

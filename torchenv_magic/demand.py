@@ -26,18 +26,21 @@ __all__ = ["Demand", "parse_requirement", "read_demand"]
 _AS_WRITTEN = "write it as a package with an optional version, such as `torch==2.9.*`"
 
 
-def parse_requirement(text: str) -> Requirement:
+def parse_requirement(text: str, *, trusted: bool = True) -> Requirement:
     """Return the requirement written as `text`.
+
+    `trusted` is what a person has written where it is read. What came along with a notebook, or by
+    a form on a page, is not: it names packages and versions, and no address.
 
     Raises
     ------
     RequestError
-        `text` is malformed, is an option, or holds what would begin another line where uv reads one
-        requirement a line.
+        `text` is malformed, is an option, holds what would begin another line where uv reads one
+        requirement a line, or an address that has a login in it or is not for the untrusted.
     """
     if text.startswith("-"):
         raise RequestError(
-            f"`{text}` is an option, not a requirement",
+            f"`{_shown(text)}` is an option, not a requirement",
             hint="set options in uv's or pip's configuration",
         )
     # PEP 508 admits any character in an address and in a marker's string.
@@ -48,10 +51,50 @@ def parse_requirement(text: str) -> Requirement:
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
-        return Requirement(text)
+        requirement = Requirement(text)
     except InvalidRequirement as error:
+        if "://" in text:
+            # It may hold a login, and so may the error's own words.
+            message = f"`{_shown(text)}` is not a requirement"
+            raise RequestError(message, hint=_AS_WRITTEN) from None
         message = f"`{text}` is not a requirement"
         raise RequestError(message, hint=_AS_WRITTEN, detail=str(error)) from error
+    if requirement.url is None:
+        return requirement
+    if not trusted:
+        raise RequestError(
+            f"{requirement.name} is asked for from an address, and not by you",
+            hint=f"if you trust that address, write it in a line of your own; else ask for "
+            f"`{requirement.name}`",
+        )
+    if _holds_login(requirement.url):
+        raise RequestError(
+            f"The address of {requirement.name} holds a login, which would be kept in logs and "
+            "locks",
+            hint="put the login into your netrc file, and leave it out of the address",
+        )
+    return requirement
+
+
+def _shown(text: str) -> str:
+    """Return the text without what follows in an address, where a login may stand."""
+    before, mark, _ = text.partition("://")
+    return f"{before}{mark}…" if mark else text
+
+
+def _holds_login(address: str) -> bool:
+    """Whether the address has a password, or a name that may be a token: `ssh://git@` has none."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise RequestError(
+            f"`{_shown(address)}` is no address", hint="correct it: the part before its first `/`"
+        ) from None
+    return parts.password is not None or (
+        parts.username is not None and not parts.scheme.endswith("ssh")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -243,7 +243,7 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         allow_sdist=getattr(options, "allow_sdist", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
-        line=f"{prog} {_written(arguments, notebook=notebook)}",
+        line=_without_login(f"{prog} {_written(arguments, notebook=notebook)}"),
     )
 
 
@@ -329,6 +329,15 @@ def _written(arguments: Sequence[str], *, notebook: bool) -> str:
         return shlex.join(arguments)
     plain = re.compile(r"[\w@%+=:,./\\~*-]+")
     return " ".join(text if plain.fullmatch(text) else f'"{text}"' for text in arguments)
+
+
+def _without_login(line: str) -> str:
+    """Return the line as it may be shown and kept: a mirror's address can hold a login."""
+    if "://" not in line or "@" not in line:
+        return line
+    from torchenv_magic.web import without_login  # urllib and ssl: few lines need it
+
+    return without_login(line)
 
 
 def _prog(*, notebook: bool) -> str:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit
@@ -47,6 +47,7 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import (
     PlanError,
+    RequestError,
     SelectionError,
     SourceError,
     TargetError,
@@ -131,6 +132,19 @@ def check_requirements(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _check_wheels(request: Request) -> None:
+    """Refuse the address of a member of the family that is no wheel: to build it runs its code."""
+    for requirement in map(Requirement, request.requirements):
+        if requirement.url is None or canonicalize_name(requirement.name) not in FAMILY_MEMBERS:
+            continue
+        if not urlsplit(requirement.url).path.endswith(".whl"):
+            raise RequestError(
+                f"{requirement.name} from {requirement.url} is no wheel: it would be built here, "
+                "which runs its code and takes hours",
+                hint="name a wheel, or allow it by `--allow-sdist`",
+            )
+
+
 def make_plan(
     selection: Selection,
     environment: Environment,
@@ -161,6 +175,8 @@ def make_plan(
     check_requirements(request.requirements)
     if sites is None:
         sites = read_sites(prefix=environment.prefix)
+    if not sites.allow_sdist:
+        _check_wheels(request)
     # The catalog ends on the day that it was made, and a person may know better: of a backend that
     # was named, the index decides what there is.
     backend = selection.backend or request.backend
@@ -171,15 +187,18 @@ def make_plan(
             hint="see `%torchenv list` for every build and its reason, or name a backend: the "
             "index then decides what there is",
         )
+    choice = _choice_in_folders(selection, request, environment, sites) or _Choice(
+        backend=backend, reason=selection.reason, exclusion=selection.exclusion
+    )
     wish = Cancellation()
     planner = _Planner(
         uv=find_uv(),
         environment=environment,
         request=request,
-        backend=backend,
+        backend=choice.backend,
         sites=sites,
-        reason=selection.reason,
-        exclusion=selection.exclusion,
+        reason=choice.reason,
+        exclusion=choice.exclusion,
         on_event=guarded(on_event),
         cancellation=wish,
     )
@@ -196,6 +215,43 @@ def make_plan(
         finally:
             # What runs beside this thread ends with it.
             wish.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    backend: Backend
+    reason: str
+    exclusion: str | None
+
+
+def _choice_in_folders(
+    selection: Selection, request: Request, environment: Environment, sites: Sites
+) -> _Choice | None:
+    """Return the best build that fits and lies in a folder, where the choice is open.
+
+    Who names a folder of wheels without a backend has just these: what is best beyond them may not
+    be there to be had.
+    """
+    named = os.environ.get("UV_TORCH_BACKEND", "").strip().lower() not in ("", "auto")
+    if not sites.find_links or request.backend is not None or named:
+        return None
+    for alternative in selection.alternatives:
+        if not alternative.fits:
+            continue
+        chosen = alternative.backend == selection.backend
+        limit = f"torch<={alternative.torch}" if alternative.torch else None
+        exclusion = selection.exclusion if chosen else limit
+        for folder in sites.find_links:
+            if wheels_in(
+                Path(folder),
+                request,
+                alternative.backend,
+                environment.interpreter,
+                exclusion=exclusion,
+            ):
+                reason = selection.reason if chosen else alternative.reason
+                return _Choice(backend=alternative.backend, reason=reason, exclusion=exclusion)
+    return None
 
 
 class _Planner:
@@ -221,6 +277,13 @@ class _Planner:
         self.backend = backend
         self.sites = sites
         self.index = index_source(backend, sites)
+        self.declined: list[str] = []
+        # What a source distribution builds runs code of whoever wrote it.
+        self._wheels_only = (
+            ()
+            if sites.allow_sdist
+            else tuple(f"--only-binary={member}" for member in FAMILY_MEMBERS)
+        )
         self.reason = reason
         self.exclusion = exclusion
         self.on_event = on_event
@@ -237,17 +300,61 @@ class _Planner:
             completed = self._dry_run(self.question, source, "--offline")
             if completed.returncode == 0 and not self._changes(completed):
                 return self._plan(source, ())
+        if self.sites.find_links and (plan := self._from_folders()) is not None:
+            return plan
         try:
-            return self.from_index(source)
+            plan = self.from_index(source)
+            return replace(plan, notes=(*plan.notes, *self.declined))
         except SourceError as error:
             self.cancellation.raise_if_requested()
             offers = self.offers()
             if not offers:
+                if self.declined:
+                    error.message = f"{error.message}. {' '.join(self.declined)}".rstrip(".")
                 raise
             if not consent:
                 raise _with_offers(error, offers, self.backend) from error
             note = f"{error.message}. Used with your consent: {offers[0].source}."
             return replace(offers[0], notes=(*offers[0].notes, note))
+
+    def _from_folders(self) -> Plan | None:
+        """Return the plan from the folders that were named for that, or None with the reason why.
+
+        First without any network: a folder that was made for this machine has all of it.
+        """
+        folders = self.sites.find_links
+        origin = self.sites.find_links_origin
+        installed = {p.name for p in self.environment.packages} & {*FAMILY_MEMBERS}
+        for folder in folders:
+            source = Source(
+                kind="folder",
+                location=folder,
+                origin=origin,
+                also=tuple(other for other in folders if other != folder),
+            )
+            offer = wheels_in(
+                Path(folder),
+                self.request,
+                self.backend,
+                self.environment.interpreter,
+                also=sorted(installed) if self.question.reinstall else (),
+                exclusion=self.exclusion,
+            )
+            if offer is None or offer.missing:
+                names = " and ".join(offer.missing) if offer is not None else "torch"
+                self.declined.append(f"Not from {source}: it has no {names} that fits.")
+                continue
+            self.on_event(Event(phase="resolve", message=f"Looking through {source}"))
+            pins = {name: f"=={version}" for name, version in offer.pins}
+            plan = self._offer(source, pins, (("--offline", "--no-index"), (), ("--offline",)))
+            if plan is not None and self._is_of_one_build(plan):
+                return plan
+            self.declined.append(
+                f"Not from {source}: what its wheels need besides was not to be had."
+            )
+        for text in self.declined:
+            self.on_event(Event(phase="resolve", log=text))
+        return None
 
     def _say_who_works_here(self) -> None:
         if uv_is_locked(self.environment.prefix):
@@ -496,12 +603,17 @@ class _Planner:
                 specifier &= requirement.specifier
         return specifier
 
-    def _offer(self, source: Source, pins: Mapping[str, str]) -> Plan | None:
+    def _offer(
+        self,
+        source: Source,
+        pins: Mapping[str, str],
+        attempts: Sequence[tuple[str, ...]] = ((), ("--offline",)),
+    ) -> Plan | None:
         question = ask(
             self.request, self.environment, self.backend, exclusion=self.exclusion, pins=pins
         )
         # What is not in the folder may be in uv's cache, where PyPI is away as well.
-        for options in ((), ("--offline",)):
+        for options in attempts:
             try:
                 completed = self._dry_run(question, source, *options)
                 if completed.returncode != 0:
@@ -511,10 +623,11 @@ class _Planner:
                 self._decline(source, error)
             except TorchEnvError as error:
                 self._decline(source, error)
-                return None
+                if "--no-index" not in options:
+                    return None
             else:
-                usable = not options or all(d.cached or d.local for d in plan.downloads)
-                return plan if usable else None
+                if not options or all(d.cached or d.local for d in plan.downloads):
+                    return plan
         return None
 
     def _decline(self, source: Source, error: TorchEnvError) -> None:
@@ -544,7 +657,7 @@ class _Planner:
                 requirements_file=requirements,
                 constraints_file=constraints,
             )
-            return self._run([*arguments, *options], wish=wish, source=source)
+            return self._run([*arguments, *self._wheels_only, *options], wish=wish, source=source)
 
     def _changes(self, completed: Completed) -> tuple[Change, ...]:
         return read_changes(completed.stdout, self.environment)
@@ -565,7 +678,8 @@ class _Planner:
             needed = _beside(lambda: self._needed(source, changes, *options))
         pins = self._pins(changes)
         if lock_format == "requirements":
-            lock = pins
+            # uv reads options in such a file too.
+            lock = "".join([*(f"{option}\n" for option in self._wheels_only), pins])
             downloads = tuple(
                 Download(name=c.name, version=c.after, size_bytes=None)
                 for c in changes
@@ -699,6 +813,7 @@ class _Planner:
                 "--no-header",
                 f"--python={self.python}",
                 *source_arguments(source, self.backend),
+                *self._wheels_only,
                 *options,
             ],
             stdin=pins,
@@ -716,7 +831,16 @@ class _Planner:
         lock: str = "",
         lock_format: Literal["pylock", "requirements"] = "pylock",
     ) -> Plan:
-        broken = [f"{text}, which is not met now either" for text in self.question.broken]
+        notes = [f"{text}, which is not met now either" for text in self.question.broken]
+        notes += [
+            f"{requirement.name} comes from {requirement.url}, which nobody but you vouches for"
+            for requirement in map(Requirement, self.request.requirements)
+            if requirement.url is not None
+        ]
+        if source.kind == "mirror" and _is_open(source.location):
+            notes.append(
+                "The mirror is asked over http: whoever stands between can change what it sends"
+            )
         return Plan(
             request=self.request,
             backend=self.backend,
@@ -728,7 +852,7 @@ class _Planner:
             downloads=downloads,
             lock=lock,
             lock_format=lock_format,
-            notes=tuple(broken),
+            notes=tuple(notes),
         )
 
     def _run(
@@ -778,6 +902,12 @@ class _Planner:
 def _capital(source: Source) -> str:
     text = str(source)
     return text[0].upper() + text[1:]
+
+
+def _is_open(address: str) -> bool:
+    """Whether what is asked there, and what is answered, goes unencrypted through a network."""
+    parts = urlsplit(address)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _is_below(address: str | None, source: Source) -> bool:
