@@ -63,6 +63,7 @@ def _run(texts: Sequence[str]) -> int:
 
         print(f"torchenv {__version__}")
         return 0
+    words = None
     try:
         words = parse_words(texts, notebook=False)
         return _WORDS[words.word](words)
@@ -70,12 +71,23 @@ def _run(texts: Sequence[str]) -> int:
         print(request.text)
         return 0
     except TorchEnvError as error:
+        if words is not None and words.word in ("install", "undo"):
+            _say_what_stands(error, words)
         if "--json" in texts:
             _print_json({"error": error.to_json()})
         _tell(error, as_json=_speaks_json(texts))
         return error.exit_status
     except KeyboardInterrupt:
         return _stopped("Stopped; nothing was changed", as_json=_speaks_json(texts))
+
+
+def _say_what_stands(error: TorchEnvError, words: Words) -> None:
+    from torchenv_magic.environment import read_environment
+    from torchenv_magic.status import say_what_stands
+
+    # Where there is no such environment, the error itself says so.
+    with contextlib.suppress(TorchEnvError):
+        say_what_stands(error, read_environment(words.python))
 
 
 # Their stderr is read by programs too: a JSON object a line, events and at most one error.

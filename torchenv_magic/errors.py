@@ -54,9 +54,12 @@ class TorchEnvError(Exception):
         self.hint = hint
         # The tool's own words (uv's stderr): kept for the folded log, never the first thing shown.
         self.detail = detail
+        # Which environment stands after a change that failed: a sentence of whoever has looked.
+        self.standing = ""
 
     def __str__(self) -> str:
-        return f"{self.message}\n\nhint: {self.hint}" if self.hint else self.message
+        message = f"{self.message}. {self.standing}" if self.standing else self.message
+        return f"{message}\n\nhint: {self.hint}" if self.hint else message
 
     def _render_traceback_(self) -> list[str]:
         # IPython's documented hook: a real error output (nbclient and Run All stop) without a
@@ -68,6 +71,7 @@ class TorchEnvError(Exception):
         return {
             "code": self.code,
             "message": self.message,
+            **({"standing": self.standing} if self.standing else {}),
             "hint": self.hint,
             "detail": self.detail,
         }

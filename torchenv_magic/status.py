@@ -13,7 +13,7 @@ from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import CurrentCatalog, Refresh
-from torchenv_magic.errors import InstallError, TargetError
+from torchenv_magic.errors import InstallCancelled, InstallError, TargetError, TorchEnvError
 from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.interpreter import Interpreter, running_interpreter
 from torchenv_magic.selection import Request, Selection, select
@@ -23,7 +23,7 @@ from torchenv_magic.state import state_directory
 if TYPE_CHECKING:
     from torchenv_magic.environment import Environment
 
-__all__ = ["Status", "read_repaired", "read_selection", "read_status", "verdict"]
+__all__ = ["Status", "read_repaired", "read_selection", "read_status", "say_what_stands", "verdict"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,3 +259,12 @@ def read_repaired(python: Path | None = None) -> tuple[Environment, str | None, 
     if changing or recovered is not None:
         environment = read_environment(python)
     return environment, recovered, None
+
+
+def say_what_stands(error: TorchEnvError, environment: Environment) -> None:
+    """Add to the error of an install which environment there is now, where it doesn't say so."""
+    from torchenv_magic.installation.transaction import is_interrupted
+
+    # Whoever cancelled was told with the same words, and half a switch is an error of its own.
+    if not isinstance(error, InstallCancelled) and not is_interrupted(environment):
+        error.standing = "The environment is as it was"

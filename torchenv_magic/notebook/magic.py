@@ -53,7 +53,7 @@ from torchenv_magic.notebook.restart import (
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
-from torchenv_magic.status import Status, read_repaired, read_status
+from torchenv_magic.status import Status, read_repaired, read_status, say_what_stands
 from torchenv_magic.verification import Verification
 from torchenv_magic.words import HelpRequested, Words, parse_words
 
@@ -254,6 +254,8 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     if isinstance(error, ConsentError):
         error.hint = f"{words.with_consent} does it, `%torchenv undo` takes it back"
     if error is not None:
+        if words.word == "install":
+            say_what_stands(error, status.environment)
         view.fail(error, _NOT_DONE[words.word])
         raise error
     return status, job.state
