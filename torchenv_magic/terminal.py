@@ -37,6 +37,8 @@ _REDRAWS_A_SECOND = 8
 _LARGE_BYTES = 20_000_000
 _ROWS = 6
 _NARROW = 60
+# The sentence or the table that follows says how these ended.
+_UNTICKED = ("verify", "done")
 
 
 def _unchanged(text: str) -> str:
@@ -220,7 +222,9 @@ class Screen:
     def _done_line(self, event: Event | None = None) -> str:
         """Return the line that stays of what was shown, empty where the next one replaces it."""
         same = event is not None and event.phase == self._phase
-        if not self._message or (same and (event.bytes or event.phase == "wait")):  # type: ignore[union-attr]
+        if not self._message or self._phase in _UNTICKED:
+            return ""
+        if event is not None and same and (event.bytes or event.phase == "wait"):
             return ""
         text = self._say(self._message)
         if self._bytes is not None and self._bytes.done >= self._bytes.total:
@@ -260,7 +264,7 @@ class Screen:
         from rich.text import Text
 
         narrow = self._console.width < _NARROW
-        words = str(progress)
+        words, _, pace = str(progress).partition(" · ")
         ready = f"{_counted(count)} ready" if count is not None else ""
         table = self._grid()
         rows = [p for p in progress.packages if p[2] >= min(_LARGE_BYTES, progress.total / 20)]
@@ -268,17 +272,15 @@ class Screen:
         # One wheel that is nearly all there is would be the same bar twice.
         alone = len(rows) == 1 and progress.total < rows[0][2] * 1.05
         shown = [] if alone else rows[:lines]
-        if narrow:
-            self._bar(table, "total", progress.done, progress.total, "")
-        else:
-            self._bar(table, "total", progress.done, progress.total, words)
+        all_of_it = " · ".join(filter(None, [words, "" if narrow else pace]))
+        self._bar(table, "total", progress.done, progress.total, all_of_it)
         for name, done, total in shown:
             size = f"{done / total:.0%}"
             if not narrow:
                 size = f"{format_bytes(done)} of {format_bytes(total)}"
             self._bar(table, name, done, total, size)
         yield table
-        notes = [*([words] if narrow else []), *([ready] if ready else [])]
+        notes = [text for text in (pace if narrow else "", ready) if text]
         if hidden := len(progress.packages) - len(shown):
             notes.append(f"{hidden} more under way" if shown else f"{hidden} under way")
         for note in notes if narrow else [" · ".join(notes)]:

@@ -225,7 +225,12 @@ class BarReader:
             self._broken_off.add((name, done_text))
             self.restarted = name
         # The first frame of a download says 0/0.
-        if not shown or (name, done_text) in self._broken_off:
+        if not shown:
+            return False
+        if (name, done_text) in self._broken_off:
+            if name in self._bars:
+                # Its package is still being fetched, by the bar above or after a pause.
+                self._bars[name] = (*self._bars[name][:2], now)
             return False
         self._frame.add(name)
         total = self.expected.get(name, shown)
