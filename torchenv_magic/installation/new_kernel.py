@@ -301,6 +301,7 @@ def make_kernel(
     places: Places | None = None,
     consent: bool = False,
     sites: Sites | None = None,
+    command: str = "",
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
 ) -> Made:
@@ -312,6 +313,8 @@ def make_kernel(
         The interpreter that the new environment's is like.
     choose
         Looks at the new environment, by its interpreter, and selects a build for the request.
+    command
+        The line that asked, for the new environment's history.
     consent
         Whether a kernel of that name that was made here may be replaced, and wheels may come from
         elsewhere than the PyTorch index where that is away.
@@ -347,7 +350,7 @@ def make_kernel(
             on_event=tell,
             cancellation=cancellation,
         )
-        result = install_plan(plan, on_event=tell, cancellation=cancellation)
+        result = install_plan(plan, command=command, on_event=tell, cancellation=cancellation)
         kernel = OwnKernel(
             name=name,
             display_name=_display_name(name, plan),

@@ -48,6 +48,7 @@ class KernelJob(Job):
         name: str,
         sites: Sites | None = None,
         consent: bool = False,
+        command: str = "",
         on_change: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
     ) -> None:
@@ -55,10 +56,12 @@ class KernelJob(Job):
             status, request, sites=sites, consent=consent, on_change=on_change, on_end=on_end
         )
         self._name = name
+        self._command = command
 
     def _work(self) -> None:
         def choose(python: Path) -> tuple[Selection, Environment]:
-            status = read_status(self._request, python=python)
+            base = self._sites.index_base if self._sites is not None else None
+            status = read_status(self._request, python=python, index_base=base)
             return status.selection, status.environment
 
         self._set(stage="installing")
@@ -69,6 +72,7 @@ class KernelJob(Job):
             choose=choose,
             sites=self._sites,
             consent=self._consent,
+            command=self._command,
             on_event=self._tell,
             cancellation=self._cancellation,
         )

@@ -232,7 +232,14 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
         if words.word == "install":
             view.warn(_warnings(status, words))
         if words.word == "new-kernel":
-            job = KernelJob(status, words.request, name=words.name, sites=sites, consent=words.yes)
+            job = KernelJob(
+                status,
+                words.request,
+                name=words.name,
+                sites=sites,
+                consent=words.yes,
+                command=words.line,
+            )
         else:
             only_plan = words.word == "plan"
             job = Job(status, words.request, sites=sites, consent=words.yes, only_plan=only_plan)
