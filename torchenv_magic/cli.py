@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
     from torchenv_magic.builds.current import Refresh
     from torchenv_magic.doctor import Diagnosis
+    from torchenv_magic.environment import Environment
     from torchenv_magic.installation.plan import Plan
     from torchenv_magic.installation.progress import OnEvent
+    from torchenv_magic.installation.settings import Sites
     from torchenv_magic.installation.uv import Cancellation
     from torchenv_magic.selection import Selection
+    from torchenv_magic.status import Status
     from torchenv_magic.verification import Verification
 
 __all__ = ["main"]
@@ -208,6 +211,52 @@ def _check_consent(words: Words, plan: Plan) -> None:
             raise InstallCancelled("Not installed; the environment is as it was") from None
 
 
+def _new_kernel(words: Words) -> int:
+    from torchenv_magic.environment import read_environment
+    from torchenv_magic.installation.new_kernel import make_kernel, remove_kernel
+    from torchenv_magic.installation.planning import IndexUnreachableError
+    from torchenv_magic.status import read_status
+    from torchenv_magic.verification import verify
+
+    if words.remove:
+        removed = remove_kernel(words.name)
+        return _print(words, f"{removed}.", to_json(removed))
+    status, sites = _look(words)
+
+    def choose(python: Path) -> tuple[Selection, Environment]:
+        made = read_status(words.request, python=python, index_base=words.index_base)
+        return made.selection, made.environment
+
+    try:
+        with _stoppable() as cancellation, _progress(words) as progress:
+            made = make_kernel(
+                words.name,
+                words.request,
+                base=status.environment.interpreter.executable,
+                choose=choose,
+                sites=sites,
+                consent=words.yes,
+                command=words.line,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+    except IndexUnreachableError as error:
+        if error.offers:
+            error.hint = f"{words.with_consent} uses it"
+        raise
+    except InstallCancelled as error:
+        raise InstallCancelled("Cancelled; nothing of the kernel was kept") from error
+    if not words.json:
+        _print_text(_colored(f"{made}.", "32", sys.stdout))
+        _print_text(f"Choose it in Jupyter, or run `jupyter console --kernel={made.kernel.name}`.")
+    verification = verify(
+        read_environment(made.kernel.python), made.result.expectation, in_process=False
+    )
+    data = {"kernel": to_json(made.kernel), "verification": to_json(verification)}
+    _print(words, str(verification), data)
+    return _judge(words, verification)
+
+
 def _verify(words: Words) -> int:
     from torchenv_magic.expectation import read_expectation
     from torchenv_magic.status import read_repaired
@@ -259,8 +308,8 @@ def _judge(words: Words, verification: Verification) -> int:
     return 0
 
 
-def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
-    from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+def _look(words: Words) -> tuple[Status, Sites]:
+    """Return what is here and what would be chosen, and where wheels may come from."""
     from torchenv_magic.installation.settings import read_sites
     from torchenv_magic.status import read_status
 
@@ -277,6 +326,13 @@ def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
         allow_sdist=words.allow_sdist,
         prefix=status.environment.prefix,
     )
+    return status, sites
+
+
+def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
+    from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+
+    status, sites = _look(words)
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
@@ -410,6 +466,7 @@ _WORDS = {
     "install": _install,
     "verify": _verify,
     "doctor": _doctor,
+    "new-kernel": _new_kernel,
     "detect": _detect,
     "select": _select,
 }
