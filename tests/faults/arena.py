@@ -258,13 +258,15 @@ class Bench:
     prefix: Path
     switch: Switch
     place: Place
-    extra: dict[str, str] = field(default_factory=dict)
-    """Variables of this fault alone."""
+    extra: dict[str, str | None] = field(default_factory=dict)
+    """Variables of this fault alone; None takes one away."""
     wrapper: tuple[str, ...] = ()
     """What the program is started through."""
     cold: bool = False
     left: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     """What lifts the fault: a disk that is writable again, a network that is back."""
+    end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What is taken down with the bench, as the disk that it lies on."""
     door: socket.socket | None = None
 
     @property
@@ -302,7 +304,8 @@ class Bench:
         }
         if self.place == "terminal":
             settings["PYTHONPATH"] = str(self.arena.engine)
-        return {**led, **settings, **self.extra}
+        every = {**led, **settings, **self.extra}
+        return {name: value for name, value in every.items() if value is not None}
 
     def start(
         self,
@@ -387,6 +390,7 @@ class Bench:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         poll(lambda: not self.workers(), seconds=10, pause=0.02)
+        self.end.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from tests.faults.arena import Arena, Bench, Ended, Place, Program, poll
-from tests.faults.checker import State
+from tests.faults.checker import Judge, State
 
 __all__ = ["Fault", "Outcome", "Skipped", "Strike", "carry_out", "told"]
 
@@ -27,8 +27,12 @@ class Strike:
     """From the blow to the end of the program."""
     gone: bool = False
     """Whether the person took the environment away."""
-    words: tuple[str, ...] = ("status",)
-    """What the person does next."""
+    also: Mapping[str, str] = field(default_factory=dict)
+    """Packages that somebody else has brought meanwhile, which have to stay."""
+    old: Mapping[str, str] = field(default_factory=dict)
+    """What somebody else has made of the old environment meanwhile."""
+    problems: tuple[str, ...] = ()
+    """What the fault itself saw that must not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,14 +120,19 @@ def carry_out(arena: Arena, fault: Fault) -> Outcome:
         finally:
             arena.standin.reset()
             arena.furnish()
-        judge = bench.switch.judge
+        known = bench.switch.judge
+        judge = replace(
+            known,
+            old={**known.old, **strike.also, **strike.old},
+            new={**known.new, **strike.also},
+        )
         at_once = judge.judge(bench.prefix)
         # Whatever it was, it is over when the person comes back: the disk has space, the network is
         # there. What an orphan still does it does under the hands of the next one.
         with contextlib.suppress(OSError):
             bench.left.close()
         started = time.monotonic()
-        contact = bench.contact(*strike.words)
+        contact = bench.contact()
         took = time.monotonic() - started
         orphans = not poll(lambda: not bench.workers(), seconds=20, pause=0.05)
         after = judge.judge(bench.prefix)
@@ -138,7 +147,7 @@ def carry_out(arena: Arena, fault: Fault) -> Outcome:
             after=after.kind,
             reasons=after.reasons or at_once.reasons,
             seconds=round(took if at_once.kind == "third" else 0.0, 2),
-            problems=tuple(_problems(bench, strike, after, contact, orphans=orphans)),
+            problems=tuple(_problems(judge, strike, after, contact, orphans=orphans)),
             everything=strike.ended.everything,
         )
 
@@ -167,10 +176,9 @@ def _next_words(contact: Ended) -> str:
 
 
 def _problems(
-    bench: Bench, strike: Strike, after: State, contact: Ended, *, orphans: bool
+    judge: Judge, strike: Strike, after: State, contact: Ended, *, orphans: bool
 ) -> list[str]:
-    problems = []
-    judge = bench.switch.judge
+    problems = list(strike.problems)
     if strike.ended.status == "hangs":
         problems.append("it hangs")
     if strike.gone:

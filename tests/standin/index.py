@@ -166,9 +166,12 @@ class StandIn:
 
     def add_wheel(self, shelf: str, path: Path) -> None:
         """Serve the file at `path` under a backend's name or `SIMPLE`, in place of a namesake."""
-        wheel = read_wheel(path)
+        self.add_file(shelf, read_wheel(path))
+
+    def add_file(self, shelf: str, file: Wheel) -> None:
+        """Serve what was described already, as a source distribution has to be."""
         with self._state:
-            self._shelves.setdefault(shelf, {})[path.name] = wheel
+            self._shelves.setdefault(shelf, {})[file.path.name] = file
 
     def remove_wheel(self, shelf: str, name: str) -> None:
         """Stop serving the file called `name`; raises `KeyError` where it is not served."""
