@@ -228,7 +228,7 @@ def test_an_error_is_its_message_and_its_hint(shell: InteractiveShell) -> None:
     assert text == (
         "`instal` is not a word of `%torchenv`\n\n"
         "hint: did you mean `%torchenv install`? the words are status, list, plan, install, "
-        "verify, doctor"
+        "verify, doctor, undo, history, new-kernel"
     )
 
 
@@ -323,7 +323,7 @@ def completions(shell: InteractiveShell, line: str) -> list[str]:
 
 
 COMPLETED = {
-    "%torchenv ": "doctor install list plan status verify",
+    "%torchenv ": "doctor history install list new-kernel plan status undo verify",
     "%torchenv ins": "install",
     "plan = %torchenv pl": "plan",
     "%torchenv install cu12": "cu121 cu124 cu126 cu128 cu129",
@@ -332,9 +332,14 @@ COMPLETED = {
     "%torchenv plan cpu torch": "torch torchaudio torchvision",
     "%torchenv plan torch torch": "torchaudio torchvision",
     "%torchenv plan torch cu132": "cu132",
-    "%torchenv install --": "--help --restart --yes",
+    "%torchenv install --": ("--allow-sdist --find-links --help --index-base --restart --yes"),
     "%torchenv install --restart=": "--restart=always --restart=auto --restart=never",
     "%torchenv install --restart n": "never",
+    "%torchenv undo --restart=a": "--restart=always --restart=auto",
+    "%torchenv new-kernel --r": "--remove",
+    "%torchenv new-kernel t": "",
+    "%torchenv new-kernel mine cu12": "cu121 cu124 cu126 cu128 cu129",
+    "%torchenv install --index-base ": "",
     "%torchenv status ": "--help --refresh",
 }
 

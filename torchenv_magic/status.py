@@ -13,7 +13,15 @@ from torchenv_magic.accelerators import Host, detect
 from torchenv_magic.accelerators.platform import read_platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.current import CurrentCatalog, Refresh
-from torchenv_magic.errors import InstallCancelled, InstallError, TargetError, TorchEnvError
+from torchenv_magic.errors import (
+    BusyError,
+    InstallCancelled,
+    InstallError,
+    PlanError,
+    TargetError,
+    TorchEnvError,
+    UvError,
+)
 from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.interpreter import Interpreter, running_interpreter
 from torchenv_magic.selection import Request, Selection, select
@@ -265,6 +273,8 @@ def say_what_stands(error: TorchEnvError, environment: Environment) -> None:
     """Add to the error of an install which environment there is now, where it doesn't say so."""
     from torchenv_magic.installation.transaction import is_interrupted
 
-    # Whoever cancelled was told with the same words, and half a switch is an error of its own.
-    if not isinstance(error, InstallCancelled) and not is_interrupted(environment):
+    # A refusal is one before anything is begun, and who cancelled was told with the same words.
+    failed = isinstance(error, (PlanError, UvError, InstallError))
+    refused = isinstance(error, (BusyError, InstallCancelled))
+    if failed and not refused and not is_interrupted(environment):
         error.standing = "The environment is as it was"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "register", "unregister"]
 
+_RESTARTING = ("install", "undo")
 # At the start of a line, or as what a name gets: `plan = %torchenv plan`.
 _LINE = re.compile(r"(?:[^#'\"=]*=)?\s*%torchenv\s(?P<rest>.*)$", re.DOTALL)
 
@@ -31,13 +32,15 @@ def candidates(line: str) -> tuple[str, ...] | None:
         options = words_of(notebook=True)
     elif word not in words_of(notebook=True):
         options = ()
-    elif token.startswith("--restart=") and word == "install":
+    elif token.startswith("--restart=") and word in _RESTARTING:
         options = tuple(f"--restart={name}" for name in RESTARTS)
-    elif before[-1] == "--restart" and word == "install":
+    elif before[-1] == "--restart" and word in _RESTARTING:
         options = RESTARTS
+    elif before[-1] in ("--index-base", "--find-links"):
+        options = ()
     elif token.startswith("-"):
         options = options_of(word, notebook=True)
-    elif takes_request(word):
+    elif takes_request(word) and before != ["new-kernel"]:
         options = _asked(before[1:])
     else:
         # Nothing at all would let IPython offer every name of Python.
