@@ -240,7 +240,7 @@ def test_frozen_conda_environment_is_refused(
     (movable_prefix / "conda-meta").mkdir()
     (movable_prefix / "conda-meta" / "frozen").write_text(content, encoding="utf-8")
     with pytest.raises(
-        TargetError, match=r"The conda environment `.*` is frozen, .*\n\nhint: clone it"
+        TargetError, match=r"The conda environment `.*` is frozen, .*\n\nhint: `%torchenv new-kernel NAME`"
     ) as caught:
         check_target(read_environment(movable_prefix))
     assert caught.value.detail == detail
@@ -573,8 +573,8 @@ def test_unwritable_environment_is_refused_with_a_way_out() -> None:
         check_target(unwritable)
     assert str(caught.value) == (
         "`/lab/lib/python3.12/site-packages` is not writable, so nothing can be installed there\n\n"
-        "hint: make an environment of your own (`python -m venv .venv`) "
-        "and choose it as the kernel"
+        "hint: `%torchenv new-kernel NAME` makes an environment of your own, with PyTorch and a "
+        "kernel"
     )
 
 

@@ -170,7 +170,7 @@ def test_an_environment_that_cannot_be_changed_is_told_before_a_click(picker: Pi
 
     assert error is not None
     assert "is not writable" in error.message
-    assert error.hint.startswith("make an environment of your own")
+    assert error.hint.startswith("`%torchenv new-kernel NAME` makes")
     model = PickerModel(
         state="not possible", status=replace(picker.status, environment=environment), error=error
     )

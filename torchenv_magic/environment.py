@@ -351,7 +351,7 @@ def check_target(environment: Environment) -> None:
     TargetError
         It is externally managed (PEP 668), frozen (conda's CEP 22), or not writable.
     """
-    own = "make an environment of your own (`python -m venv .venv`) and choose it as the kernel"
+    own = "`%torchenv new-kernel NAME` makes an environment of your own, with PyTorch and a kernel"
     shown = shown_path(environment.prefix)
     if environment.externally_managed is not None:
         raise TargetError(
@@ -364,7 +364,7 @@ def check_target(environment: Environment) -> None:
     if environment.kind == "conda" and frozen.exists():
         raise TargetError(
             f"The conda environment `{shown}` is frozen, which forbids installing into it",
-            hint="clone it (`conda create --clone`) and choose the clone as the kernel",
+            hint=own,
             detail=_frozen_message(frozen),
         )
     if not environment.writable:
