@@ -337,9 +337,7 @@ COMPLETED = {
     "%torchenv install --restart n": "never",
     "%torchenv undo --restart=a": "--restart=always --restart=auto",
     "%torchenv new-kernel --r": "--remove",
-    "%torchenv new-kernel t": "",
     "%torchenv new-kernel mine cu12": "cu121 cu124 cu126 cu128 cu129",
-    "%torchenv install --index-base ": "",
     "%torchenv status ": "--help --refresh",
 }
 

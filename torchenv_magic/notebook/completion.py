@@ -37,7 +37,7 @@ def candidates(line: str) -> tuple[str, ...] | None:
     elif before[-1] == "--restart" and word in _RESTARTING:
         options = RESTARTS
     elif before[-1] in ("--index-base", "--find-links"):
-        options = ()
+        options = ()  # IPython offers the folders here, and what else it knows
     elif token.startswith("-"):
         options = options_of(word, notebook=True)
     elif takes_request(word) and before != ["new-kernel"]:
