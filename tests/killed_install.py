@@ -1,6 +1,7 @@
-"""Carry out a pickled plan and die by SIGKILL at the Nth step of the switch, for the tests of that.
+"""Carry out a pickled plan, or undo, and die by SIGKILL at the Nth step of the switch.
 
-A step is whatever changes the disk there: a rename, a write of the journal, an unlink.
+A step is whatever changes the disk there: a rename, a write of the journal, an unlink. What is
+pickled is a plan, or an environment whose last install is to be undone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torchenv_magic.environment import Environment
 from torchenv_magic.installation import transaction
 from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.undo import undo_install
 
 
-def main(plan_file: str, last_step: int) -> None:
-    """Install; where there are fewer steps than `last_step`, live."""
+def main(file: str, last_step: int) -> None:
+    """Install or undo; where there are fewer steps than `last_step`, live."""
     left = last_step
 
     def dying(action: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +34,7 @@ def main(plan_file: str, last_step: int) -> None:
 
         return step
 
-    plan = pickle.loads(Path(plan_file).read_bytes())  # noqa: S301  (the test's own file)
+    what = pickle.loads(Path(file).read_bytes())  # noqa: S301  (the test's own file)
     for place, name in (
         (transaction, "_rename"),
         (transaction.Transaction, "_write"),
@@ -42,7 +45,10 @@ def main(plan_file: str, last_step: int) -> None:
         (transaction, "_drop_others"),
     ):
         setattr(place, name, dying(getattr(place, name)))
-    install_plan(plan)
+    if isinstance(what, Environment):
+        undo_install(what)
+    else:
+        install_plan(what)
 
 
 if __name__ == "__main__":

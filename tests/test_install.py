@@ -326,7 +326,7 @@ def test_what_one_environment_fetched_the_next_has_from_the_cache(cold_target: T
     events: list[Event] = []
     install_plan(plan, on_event=events.append)
     assert cold_target.standin.requests == ()
-    assert events[0].message == "Unpacking from uv's cache"
+    assert events[0].message == "Linking 7 packages from uv's cache"
     assert second.imported("torch", "torchvision") == f"{TORCH}+cu126"
 
 
@@ -736,9 +736,8 @@ def test_scripts_headers_data_and_modules_come_and_go(target: Target, tmp_path: 
     assert first.keys() > before.keys()
     target.install("cpu", "torch", "made==2.0")
     assert target.versions()["made"] == "2.0"
-    assert target.snapshot().keys() - first.keys() <= {
-        name.replace("made-1.0", "made-2.0") for name in first
-    }
+    there = {name for name in target.snapshot() if ".torchenv" not in name}
+    assert there <= {name.replace("made-1.0", "made-2.0") for name in first}
 
 
 def test_a_folder_that_lies_in_the_way_is_shared_and_a_file_is_replaced(target: Target) -> None:
