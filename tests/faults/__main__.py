@@ -8,11 +8,11 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.faults.arena import Arena
-from tests.faults.campaign import Outcome, carry_out
+from tests.faults.campaign import Fault, Outcome, carry_out, skipped
 from tests.faults.catalog import all_faults
 
 
@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="PATTERN", help="run the faults whose name has it")
     parser.add_argument("--list", action="store_true", help="name the faults, and run none")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
+    parser.add_argument(
+        "--package", type=Path, metavar="DIR", help="the torchenv_magic to hurt (the checkout's)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen")
     options = parser.parse_args(arguments)
     chosen = [
@@ -35,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     notebooks = any(fault.place == "notebook" for fault in chosen)
     with (
         tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder,
-        Arena(Path(folder) / "arena", notebooks=notebooks) as arena,
+        Arena(Path(folder) / "arena", notebooks=notebooks, package=options.package) as arena,
     ):
         for number, fault in enumerate(chosen, 1):
-            outcome = carry_out(arena, fault)
+            outcome = _carried_out(arena, fault)
             outcomes.append(outcome)
             result = f"skipped: {outcome.skipped}" if outcome.skipped else (
                 f"{outcome.at_once} → {outcome.after}"
@@ -52,6 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = [outcome for outcome in outcomes if outcome.problems]
     print(f"{len(outcomes)} faults, {len(wrong)} problems, {time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
+
+
+def _carried_out(arena: Arena, fault: Fault) -> Outcome:
+    try:
+        return carry_out(arena, fault)
+    except Exception as error:  # noqa: BLE001
+        # The others are still to be run; this one counts as wrong until somebody has looked.
+        reason = f"the campaign failed: {str(error)[:200]!r}, {type(error).__name__}"
+        return replace(skipped(fault, ""), problems=(reason,))
 
 
 if __name__ == "__main__":

@@ -397,8 +397,11 @@ class Bench:
 class Arena:
     """The stand-in, the templates that environments are copied from, and a cache of all wheels."""
 
-    def __init__(self, folder: Path, *, notebooks: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, notebooks: bool = True, package: Path | None = None
+    ) -> None:
         self.folder = folder
+        self._package = package or PROJECT_ROOT / "torchenv_magic"
         self.cache = folder / "cache"
         self.engine = folder / "engine"
         self.notebooks = notebooks
@@ -410,7 +413,7 @@ class Arena:
         self.folder.mkdir(parents=True, exist_ok=True)
         # What is under test must not change while it is.
         shutil.copytree(
-            PROJECT_ROOT / "torchenv_magic",
+            self._package,
             self.engine / "torchenv_magic",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
@@ -529,9 +532,14 @@ class Arena:
 
 def copy_environment(template: Path, copy: Path) -> None:
     """Copy an environment by hard links, but for what is written on in place."""
+    one_disk = template.stat().st_dev == copy.parent.stat().st_dev
 
     def link(source: str, target: str) -> None:
-        if "/.torchenv" in source or source.endswith((".pyc", "/.lock", "notes.txt")):
+        if (
+            not one_disk
+            or "/.torchenv" in source
+            or source.endswith((".pyc", "/.lock", "notes.txt"))
+        ):
             shutil.copy2(source, target)
         else:
             os.link(source, target)

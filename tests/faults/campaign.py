@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from tests.faults.arena import Arena, Bench, Ended, Place, Program, poll
 from tests.faults.checker import Judge, State
 
-__all__ = ["Fault", "Outcome", "Skipped", "Strike", "carry_out", "told"]
+__all__ = ["Fault", "Outcome", "Skipped", "Strike", "carry_out", "skipped", "told"]
 
 
 class Skipped(Exception):  # noqa: N818  (it is no error: this machine can't be hurt so)
@@ -116,7 +116,7 @@ def carry_out(arena: Arena, fault: Fault) -> Outcome:
         try:
             strike = fault.strike(bench)
         except Skipped as reason:
-            return _skipped(fault, str(reason))
+            return skipped(fault, str(reason))
         finally:
             arena.standin.reset()
             arena.furnish()
@@ -152,7 +152,7 @@ def carry_out(arena: Arena, fault: Fault) -> Outcome:
         )
 
 
-def _skipped(fault: Fault, reason: str) -> Outcome:
+def skipped(fault: Fault, reason: str) -> Outcome:
     return Outcome(
         fault=fault.name,
         title=fault.title,

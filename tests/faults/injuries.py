@@ -517,7 +517,10 @@ def _record(contents: dict[str, bytes]) -> str:
 
 
 def _without_record(bench: Bench) -> Strike:
-    _rewrite(bench, lambda contents: contents.pop(_record(contents)) and None)
+    def change(contents: dict[str, bytes]) -> None:
+        del contents[_record(contents)]
+
+    _rewrite(bench, change)
     return _plain(bench)
 
 
