@@ -14,7 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from torchenv_magic.errors import ConsentError, InstallCancelled, TorchEnvError
+from torchenv_magic.errors import (
+    ConsentError,
+    InstallCancelled,
+    RequestError,
+    SelectionError,
+    TorchEnvError,
+)
 from torchenv_magic.serialization import to_json
 from torchenv_magic.words import HelpRequested, Words, overview, parse_words
 
@@ -257,6 +263,53 @@ def _new_kernel(words: Words) -> int:
     return _judge(words, verification)
 
 
+def _download(words: Words) -> int:
+    from pathlib import Path
+
+    from torchenv_magic.installation.settings import read_sites
+    from torchenv_magic.installation.wheelhouse import fetch_wheels
+    from torchenv_magic.status import read_selection
+
+    sites = read_sites(
+        index_base=words.index_base,
+        find_links=words.find_links,
+        allow_sdist=words.allow_sdist,
+        prefix=Path(sys.prefix),
+    )
+    backend, exclusion = words.request.backend, None
+    if backend is None:
+        if words.platform is not None:
+            raise RequestError(
+                "Which build fits another machine can't be seen from here",
+                hint="name its backend; `torchenv select` says it there",
+            )
+        selection = read_selection(words.request, refresh="never")
+        backend, exclusion = selection.backend, selection.exclusion
+        if backend is None:
+            raise SelectionError(
+                f"No build of PyTorch fits: {selection.reason}", hint="name a backend"
+            )
+        if not words.json:
+            _talk(f"{backend} is the best for this machine: name another backend for another one")
+    try:
+        with _stoppable() as cancellation, _progress(words) as progress:
+            wheelhouse = fetch_wheels(
+                words.directory or Path(),
+                words.request,
+                backend,
+                sites=sites,
+                python_version=words.python_version,
+                platform=words.platform,
+                exclusion=exclusion,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+    except InstallCancelled:
+        message = "Cancelled; wheels that are whole stay, and the same line goes on from there"
+        raise InstallCancelled(message) from None
+    return _print(words, str(wheelhouse), to_json(wheelhouse))
+
+
 def _verify(words: Words) -> int:
     from torchenv_magic.expectation import read_expectation
     from torchenv_magic.status import read_repaired
@@ -467,6 +520,7 @@ _WORDS = {
     "verify": _verify,
     "doctor": _doctor,
     "new-kernel": _new_kernel,
+    "download": _download,
     "detect": _detect,
     "select": _select,
 }
