@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from torchenv_magic.errors import (
+    BusyError,
     ConsentError,
     InstallCancelled,
     RequestError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.current import Refresh
     from torchenv_magic.doctor import Diagnosis
     from torchenv_magic.environment import Environment
+    from torchenv_magic.installation.install import Result
     from torchenv_magic.installation.plan import Plan
     from torchenv_magic.installation.progress import OnEvent
     from torchenv_magic.installation.settings import Sites
@@ -168,23 +170,40 @@ def _plan(words: Words) -> int:
 
 def _install(words: Words) -> int:
     from torchenv_magic.installation.install import install_plan
+
+    result = None
+    while result is None:
+        with _stoppable() as cancellation:
+            plan = _make_plan(words, cancellation, waits=True)
+            if not words.json and not plan.nothing_to_do:
+                _print_text(str(plan))
+        _check_consent(words, plan)
+        # Where another install began while this one planned, it ends first.
+        with (
+            contextlib.suppress(BusyError),
+            _stoppable() as cancellation,
+            _progress(words) as progress,
+        ):
+            result = install_plan(
+                plan, command=words.line, on_event=progress, cancellation=cancellation
+            )
+    return _prove(words, result)
+
+
+def _prove(words: Words, result: Result) -> int:
+    """Say what was done, and prove that what is there now works."""
     from torchenv_magic.installation.progress import Event
     from torchenv_magic.status import read_repaired
     from torchenv_magic.verification import verify
 
-    with _stoppable() as cancellation:
-        plan = _make_plan(words, cancellation)
-        if not words.json and not plan.nothing_to_do:
-            _print_text(str(plan))
-    _check_consent(words, plan)
-    with _stoppable() as cancellation, _progress(words) as progress:
-        result = install_plan(plan, on_event=progress, cancellation=cancellation)
     if not words.json:
         for text in filter(None, (result.recovered, str(result))):
             _print_text(_colored(text, "32", sys.stdout))
     try:
         # Read anew: it is another environment now.
         environment, _, _ = read_repaired(words.python)
+        if result.undone and environment.installed("torch") is None:
+            return _print(words, "PyTorch is not installed.", {"result": to_json(result)})
         with _progress(words) as progress:
             progress(Event(phase="verify", message="Verifying that PyTorch works"))
             verification = verify(environment, result.expectation, in_process=False)
@@ -194,6 +213,36 @@ def _install(words: Words) -> int:
     data = {"result": to_json(result), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)
+
+
+def _undo(words: Words) -> int:
+    from torchenv_magic.installation.undo import undo_install
+    from torchenv_magic.status import read_repaired
+
+    environment, _, _ = read_repaired(words.python)
+    try:
+        with _stoppable() as cancellation, _progress(words) as progress:
+            result = undo_install(
+                environment,
+                consent=words.yes,
+                command=words.line,
+                on_event=progress,
+                cancellation=cancellation,
+                wait=True,
+            )
+    except ConsentError as error:
+        error.hint = f"{words.with_consent} goes back all the same"
+        raise
+    return _prove(words, result)
+
+
+def _history(words: Words) -> int:
+    from torchenv_magic.installation.undo import read_history
+    from torchenv_magic.status import read_repaired
+
+    environment, _, _ = read_repaired(words.python)
+    history = read_history(environment)
+    return _print(words, str(history), to_json(history))
 
 
 def _check_consent(words: Words, plan: Plan) -> None:
@@ -382,10 +431,18 @@ def _look(words: Words) -> tuple[Status, Sites]:
     return status, sites
 
 
-def _make_plan(words: Words, cancellation: Cancellation) -> Plan:
+def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False) -> Plan:
     from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+    from torchenv_magic.installation.waiting import wait_for_others
 
     status, sites = _look(words)
+    if waits:
+        with _progress(words) as progress:
+            waited = wait_for_others(
+                status.environment, on_event=progress, cancellation=cancellation
+            )
+        if waited:  # it is another environment now
+            status, sites = _look(words)
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
@@ -519,6 +576,8 @@ _WORDS = {
     "install": _install,
     "verify": _verify,
     "doctor": _doctor,
+    "undo": _undo,
+    "history": _history,
     "new-kernel": _new_kernel,
     "download": _download,
     "detect": _detect,

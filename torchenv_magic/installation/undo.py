@@ -102,7 +102,7 @@ def undo_install(
     consent
         Breaks what was installed since and needs the newer build.
     wait
-        Waits where an install works on the environment, and then undoes that one.
+        Waits where an install works on the environment. What that one did is not undone.
 
     Raises
     ------
@@ -116,13 +116,14 @@ def undo_install(
     started = time.monotonic()
     tell, cancellation = guarded(on_event), cancellation or Cancellation()
     check_target(environment)
+    meant = read_kept(environment.prefix)
     try:
         with holding(
             environment, command=command, on_event=tell, cancellation=cancellation, wait=wait
         ) as hold:
             recovered = recover(environment)
             environment = read_again(environment.interpreter.executable)
-            kept, undo = _checked(environment, consent=consent)
+            kept, undo = _checked(environment, meant, consent=consent)
             hold.tell(Event(phase="switch", message=f"Going back to {undo.title}"))
             with Transaction(environment, source=kept) as transaction:
                 _switch(transaction, environment, kept, command, hold, cancellation, started)
@@ -138,8 +139,13 @@ def undo_install(
     )
 
 
-def _checked(environment: Environment, *, consent: bool) -> tuple[Kept, Undo]:
+def _checked(environment: Environment, meant: Kept | None, *, consent: bool) -> tuple[Kept, Undo]:
     kept, undo = read_kept(environment.prefix), read_undo(environment)
+    if kept is not None and meant is not None and kept.entry.id != meant.entry.id:
+        raise InstallError(
+            f"Another install has ended meanwhile, so the last one is another: {kept.entry.title}",
+            hint="`%torchenv undo` now undoes that one",
+        )
     if kept is None or undo is None:
         raise InstallError(
             "There is nothing to undo: no install by torchenv is known here",
