@@ -29,9 +29,7 @@ from torchenv_magic.installation.footprint import missing_files, placements, roo
 from torchenv_magic.installation.install import install_plan, recover_environment
 from torchenv_magic.installation.locking import locked
 from torchenv_magic.installation.plan import Plan
-from torchenv_magic.installation.staging import check_space
 from torchenv_magic.installation.transaction import has_left_overs, recover
-from torchenv_magic.installation.uv import find_uv
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -433,7 +431,7 @@ def test_an_environment_on_another_disk_needs_room_for_a_copy(
 ) -> None:
     other = moved(target, mount("tmpfs", "size=5m") / "env")
     plan = other.plan("cpu")
-    with pytest.raises(DiskSpaceError, match="needs about 6") as caught:
+    with pytest.raises(DiskSpaceError, match="about 6") as caught:
         install_plan(plan)
     assert str(other.prefix.parent) in caught.value.message
     assert "torch" not in other.versions()
@@ -514,20 +512,6 @@ def test_a_cache_that_cannot_be_written_is_told(
         target.plan("cpu")
     assert "UV_CACHE_DIR" in getattr(caught.value, "hint", "")
     assert target.snapshot() == before
-
-
-def test_room_is_counted_where_it_is_needed(target: Target) -> None:
-    plan = target.plan("cpu")
-    asked: list[Path] = []
-
-    def free(path: Path) -> int:
-        asked.append(path)
-        return 10**12
-
-    check_space(plan, target.site, uv=find_uv(), free=free)
-    assert len(asked) == 1  # one file system: links, so the packages lie on it once
-    check_space(replace(plan, downloads=()), target.site, uv=find_uv(), free=free)
-    assert len(asked) == 1
 
 
 # -------------------------------------------------------------------------------------- footprints

@@ -132,6 +132,12 @@ def _of_machine(words: _Words, subject: str) -> _Explanation | None:
             f"The disk is full{place}",
             "free some space (`uv cache prune` removes what broken downloads left), then try again",
         )
+    if "quota exceeded" in flat.lower() or "os error 122" in flat:
+        return (
+            DiskSpaceError,
+            "Your share of the disk is used up: its quota lets nothing more be written",
+            "free some of your own space, or set UV_CACHE_DIR to a folder that counts elsewhere",
+        )
     if _CONFIGURATION.search(flat):
         return (
             UvError,

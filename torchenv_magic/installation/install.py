@@ -28,7 +28,8 @@ from torchenv_magic.installation.history import Entry, new_entry
 from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
-from torchenv_magic.installation.staging import check_space, stage
+from torchenv_magic.installation.space import check_space
+from torchenv_magic.installation.staging import stage
 from torchenv_magic.installation.transaction import (
     Transaction,
     failure,

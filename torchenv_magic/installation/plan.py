@@ -41,6 +41,7 @@ __all__ = [
     "Plan",
     "Question",
     "Source",
+    "SpaceNeed",
     "ask",
     "broken_by",
     "by_importance",
@@ -112,6 +113,33 @@ class Download:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceNeed:
+    """What a plan takes on one disk, and what is free there."""
+
+    place: Path
+    """A folder on that disk."""
+    need_bytes: int
+    """About: what wheels are unpacked is known only when they are."""
+    free_bytes: int
+    reason: str
+    """What takes it there, for a person: `uv's cache`."""
+    copied_bytes: int = 0
+    """How much of it is copied from uv's cache, where it can't be linked."""
+    copied_because: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether as much is free."""
+        return self.need_bytes <= self.free_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"about {format_bytes(self.need_bytes)} are needed on the disk of `{self.place}` "
+            f"({self.reason}), {format_bytes(self.free_bytes)} are free"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What `install` will do, exactly: nothing is resolved anew in between."""
 
@@ -129,6 +157,20 @@ class Plan:
     hashes, pinned requirements."""
     lock_format: Literal["pylock", "requirements"] = "pylock"
     notes: tuple[str, ...] = ()
+    space: tuple[SpaceNeed, ...] = ()
+    """What it takes on which disk, as things were when the plan was made."""
+
+    @property
+    def space_notes(self) -> tuple[str, ...]:
+        """Sentences about a disk that has too little room, and about what is copied."""
+        return tuple(
+            f"Too little space: {need}"
+            if not need.fits
+            else f"{need.copied_because}: about {format_bytes(need.copied_bytes)} are copied, not "
+            "linked, which takes longer and the space once more"
+            for need in self.space
+            if not need.fits or need.copied_bytes
+        )
 
     @property
     def nothing_to_do(self) -> bool:
@@ -238,6 +280,7 @@ class Plan:
             f"into {self.prefix}, from {self.source}",
             self.summary,
             *(f"  {change}" for change in by_importance(self.changes)),
+            *self.space_notes,
             *self.notes,
         ]
         return "\n".join(lines)

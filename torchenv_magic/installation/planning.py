@@ -83,6 +83,7 @@ from torchenv_magic.installation.sources import (
     wheel_folders,
     wheels_in,
 )
+from torchenv_magic.installation.space import plan_space
 from torchenv_magic.installation.staging import cached_packages, is_local
 from torchenv_magic.installation.uv import (
     Cancellation,
@@ -852,6 +853,7 @@ class _Planner:
             downloads=downloads,
             lock=lock,
             lock_format=lock_format,
+            space=plan_space(downloads, self.backend, self.environment.site_packages, uv=self.uv),
             notes=tuple(notes),
         )
 

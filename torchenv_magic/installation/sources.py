@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import logging
 import os
 import ssl
@@ -43,6 +44,7 @@ __all__ = [
     "probe_index",
     "sizes",
     "source_environment",
+    "uv_setting",
     "wheel_folders",
     "wheels_in",
 ]
@@ -280,15 +282,33 @@ def _pip_files(environ: Mapping[str, str], home: Path, prefix: Path | None) -> l
 
 
 def _uv_links(file: Path) -> list[str]:
-    try:
-        settings = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        logger.info("%s is not readable: %s", file, error)
-        return []
-    if file.name == "pyproject.toml":
-        settings = _table(_table(settings, "tool"), "uv")
+    settings = _uv_settings(file)
     links = [*_list(settings, "find-links"), *_list(_table(settings, "pip"), "find-links")]
     return [link for link in links if isinstance(link, str)]
+
+
+def uv_setting(key: str, *, environ: Mapping[str, str]) -> str | None:
+    """Return what uv's configuration files say of `key`; the nearest one to us wins."""
+    found = None
+    directory = None
+    with contextlib.suppress(OSError):
+        directory = Path.cwd()
+    for file in _uv_files(environ, _home(), directory):
+        settings = _uv_settings(file)
+        value = _table(settings, "pip").get(key, settings.get(key))
+        found = value if isinstance(value, str) else found
+    return found
+
+
+def _uv_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.info("%s is not readable: %s", file, error)
+        return {}
+    if file.name == "pyproject.toml":
+        settings = _table(_table(settings, "tool"), "uv")
+    return settings
 
 
 def _table(settings: dict[str, Any], key: str) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from torchenv_magic.errors import DiskSpaceError, InstallCancelled, TargetError
+from torchenv_magic.errors import InstallCancelled, TargetError
 from torchenv_magic.installation.failures import explain, lacks_in_cache
 from torchenv_magic.installation.narrator import Narrator, Silence, http_timeout
 from torchenv_magic.installation.plan import (
@@ -24,13 +24,12 @@ from torchenv_magic.installation.plan import (
     Plan,
     lock_of,
     source_arguments,
-    unpacked_bytes,
 )
-from torchenv_magic.installation.progress import BarReader, OnEvent, format_bytes
+from torchenv_magic.installation.progress import BarReader, OnEvent
 from torchenv_magic.installation.sources import source_environment
 from torchenv_magic.installation.uv import Cancellation, Uv
 
-__all__ = ["cached_packages", "check_space", "is_local", "stage"]
+__all__ = ["cached_packages", "is_local", "stage"]
 
 _PREFIX = "torchenv-question-"
 
@@ -219,45 +218,3 @@ def _remove(folder: Path) -> None:
     threading.Thread(
         target=shutil.rmtree, args=(folder, True), name="torchenv-sweep", daemon=False
     ).start()
-
-
-def check_space(
-    plan: Plan,
-    site: Path,
-    *,
-    uv: Uv,
-    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
-) -> None:
-    """Check that the plan's packages, unpacked, fit on the disks that they go to.
-
-    uv's cache gets what is not in it yet. The environment gets links to that, or copies where it
-    lies on another file system.
-
-    Raises
-    ------
-    DiskSpaceError
-    """
-    everything = sum(unpacked_bytes(item, plan.backend) for item in plan.downloads)
-    missing = sum(unpacked_bytes(item, plan.backend) for item in plan.downloads if not item.cached)
-    if not everything:
-        return
-    cache, target = _existing(uv.cache_directory()), _existing(site)
-    needs = {cache: missing}
-    if cache.stat().st_dev != target.stat().st_dev:
-        needs[target] = everything
-    for place, need in needs.items():
-        available = free(place)
-        if available < need:
-            raise DiskSpaceError(
-                f"The plan needs about {format_bytes(need)} on the disk of `{place}`; "
-                f"{format_bytes(available)} are free",
-                hint="free some space, or set UV_CACHE_DIR to a folder on a larger disk"
-                if place == cache
-                else "free some space there (`du` shows what takes it)",
-            )
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path

@@ -411,6 +411,11 @@ def _before(environment: Environment, mine: Mapping[Path, str]) -> tuple[_Before
 
 def failure(error: OSError) -> InstallError:
     """Return what a file that could not be made, moved or written means for an install."""
+    if error.errno == errno.EDQUOT:
+        return DiskSpaceError(
+            f"Your share of the environment's disk is used up: {error.filename or ''}".rstrip(": "),
+            hint="free some of your own space, then try again",
+        )
     if error.errno == errno.ENOSPC:
         return DiskSpaceError(
             f"The environment's disk is full: {error.filename or ''}".rstrip(": "),
