@@ -30,6 +30,7 @@ def load(shell: InteractiveShell) -> None:
         %torchenv install                the best build; restarts the kernel and verifies
         %torchenv install cpu torch==2.13.* torchvision
         %torchenv verify                 prove that the installed PyTorch works
+        %torchenv undo                   back to what was there before the last install
         """
         # Half a second of imports that loading must not cost.
         from torchenv_magic.notebook.magic import run
@@ -64,6 +65,7 @@ _VERIFICATION = ("torchenv_magic.verification.report", "Verification")
 _RECORDS = (
     ("torchenv_magic.accelerators.records", "Host"),
     ("torchenv_magic.doctor.diagnosis", "Diagnosis"),
+    ("torchenv_magic.installation.history", "History"),
     ("torchenv_magic.installation.plan", "Plan"),
     ("torchenv_magic.selection", "Selection"),
     ("torchenv_magic.status", "Status"),

@@ -9,27 +9,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torchenv_magic.environment import Environment
 from torchenv_magic.errors import BusyError, InstallCancelled, TorchEnvError
 from torchenv_magic.installation.install import Result, install_plan
-from torchenv_magic.installation.locking import locked
 from torchenv_magic.installation.new_kernel import Made
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Bytes, Event, Phase
 from torchenv_magic.installation.settings import Sites
+from torchenv_magic.installation.undo import undo_install
 from torchenv_magic.installation.uv import Cancellation
+from torchenv_magic.installation.waiting import wait_for_others
 from torchenv_magic.selection import Request
-from torchenv_magic.state import state_directory
 from torchenv_magic.status import Status
 
-__all__ = ["Job", "JobStage", "JobState", "expected"]
+__all__ = ["Job", "JobStage", "JobState", "UndoJob", "expected"]
 
 JobStage = Literal["joining", "planning", "installing"]
 """`joining` is waiting for another process's install of the same environment."""
 
 _LOG_LINES = 500
-_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,9 @@ class Job:
 
     `look` says anew what is here and what is asked for, before the plan is made. A job that can
     look waits for another install of this environment and then goes on from a new look; for one
-    that can't it is an error.
+    that can't it is an error. `looked` says that `status` is a look of just now.
+
+    `command` is the line that asked, for the history.
 
     `on_change` is called in the job's thread after each change of `state`; `on_end` once, at its
     end.
@@ -75,6 +75,8 @@ class Job:
         plan: Plan | None = None,
         only_plan: bool = False,
         look: Callable[[], tuple[Status, Request]] | None = None,
+        looked: bool = False,
+        command: str = "",
         on_change: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
     ) -> None:
@@ -86,6 +88,8 @@ class Job:
         self._consent = consent
         self._only_plan = only_plan
         self._look = look
+        self._looked = looked
+        self._command = command
         self._on_change = on_change
         self._on_end = on_end
         self._cancellation = Cancellation()
@@ -117,9 +121,9 @@ class Job:
         consent = self._consent or plan is not None
         while True:
             if self._look is not None:
-                if not self._only_plan and self._has_waited(status.environment):
-                    plan = None
-                if plan is None:
+                if not self._only_plan and self._has_waited(status):
+                    plan, self._looked = None, False
+                if plan is None and not self._looked:
                     self._set(stage="planning", message="Looking at what is here", plan=None)
                     status, request = self._look()
             plan = plan or make_plan(
@@ -138,34 +142,27 @@ class Job:
                 plan.check_consent()
             self._set(stage="installing")
             try:
-                result = install_plan(plan, on_event=self._tell, cancellation=self._cancellation)
+                result = install_plan(
+                    plan,
+                    command=self._command,
+                    on_event=self._tell,
+                    cancellation=self._cancellation,
+                )
             except BusyError:
                 if self._look is None:
                     raise
-                plan = None  # another install began while this one planned
+                plan, self._looked = None, False  # another install began while this one planned
             else:
                 self._set(result=result)
                 return
 
-    def _has_waited(self, environment: Environment) -> bool:
+    def _has_waited(self, status: Status) -> bool:
         """Wait until no other install works on the environment; return whether one did."""
-        # Looking for the lock would make the folder, and a plan is to change nothing.
-        if not state_directory(environment.prefix).exists():
-            return False
-        stopped = threading.Event()
-        waited = False
-        with self._cancellation.stops(stopped.set):
-            while True:
-                self._cancellation.raise_if_requested()
-                try:
-                    with locked(environment):
-                        return waited
-                except BusyError as error:
-                    message = f"{error.message}. This one goes on when it has ended."
-                    if not waited:
-                        self._set(stage="joining", message=message, bytes=None)
-                    waited = True
-                stopped.wait(_POLL_SECONDS)
+
+        def tell(event: Event) -> None:
+            self._set(stage="joining", phase=event.phase, message=event.message, bytes=event.bytes)
+
+        return wait_for_others(status.environment, on_event=tell, cancellation=self._cancellation)
 
     def _tell(self, event: Event) -> None:
         changes: dict[str, object] = {"phase": event.phase}
@@ -186,6 +183,22 @@ class Job:
             # A view that fails must not stop an install half-way.
             with contextlib.suppress(Exception):
                 self._on_change(self)
+
+
+class UndoJob(Job):
+    """Go back to what was there before the last install."""
+
+    def _work(self) -> None:
+        self._set(stage="installing", phase="switch", message="Going back")
+        result = undo_install(
+            self._status.environment,
+            consent=self._consent,
+            command=self._command,
+            on_event=self._tell,
+            cancellation=self._cancellation,
+            wait=True,
+        )
+        self._set(result=result)
 
 
 def expected(error: Exception) -> TorchEnvError:

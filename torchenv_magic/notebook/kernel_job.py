@@ -53,10 +53,15 @@ class KernelJob(Job):
         on_end: Callable[[Job], None] | None = None,
     ) -> None:
         super().__init__(
-            status, request, sites=sites, consent=consent, on_change=on_change, on_end=on_end
+            status,
+            request,
+            sites=sites,
+            consent=consent,
+            command=command,
+            on_change=on_change,
+            on_end=on_end,
         )
         self._name = name
-        self._command = command
 
     def _work(self) -> None:
         def choose(python: Path) -> tuple[Selection, Environment]:

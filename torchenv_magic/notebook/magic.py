@@ -23,11 +23,13 @@ from torchenv_magic.errors import (
     TorchEnvError,
     VerificationError,
 )
+from torchenv_magic.installation.history import History
 from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.new_kernel import remove_kernel
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.settings import read_sites
+from torchenv_magic.installation.undo import read_history
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here, verify_in_child
 from torchenv_magic.notebook.cells import (
     has_code_below,
@@ -36,7 +38,7 @@ from torchenv_magic.notebook.cells import (
     remember_placed,
 )
 from torchenv_magic.notebook.front_end import FrontEnd, read_front_end
-from torchenv_magic.notebook.job import Job, JobState
+from torchenv_magic.notebook.job import Job, JobState, UndoJob
 from torchenv_magic.notebook.kernel_job import KernelJob, check_front_end
 from torchenv_magic.notebook.plugin import OUTPUT_MIME
 from torchenv_magic.notebook.rendering import (
@@ -168,6 +170,29 @@ def _install(shell: InteractiveShell, words: Words) -> Verification | None:
     return _Ending(shell, front_end, restart, view, result, words).go()
 
 
+def _undo(shell: InteractiveShell, words: Words) -> Verification | None:
+    front_end = read_front_end(shell)
+    restart = Restart(shell, front_end)
+    view = _view(front_end)
+    _, state = _run_job(view, words)
+    if state.result is None:
+        return None
+    if read_environment().installed("torch") is None:
+        importlib.invalidate_caches()
+        effects = describe_session(shell, state.result.changed)
+        loaded = f" {effects.loaded_words}" if effects.must_restart else ""
+        view.say(f"{state.result}. PyTorch is not installed now.{loaded}", tone="good")
+        return None
+    return _Ending(shell, front_end, restart, view, state.result, words).go()
+
+
+def _history(shell: InteractiveShell, words: Words) -> History:  # noqa: ARG001
+    environment, recovered, _ = read_repaired()
+    if recovered:
+        _view(read_front_end(shell)).say(recovered)
+    return read_history(environment)
+
+
 def _new_kernel(shell: InteractiveShell, words: Words) -> None:
     front_end = read_front_end(shell)
     view = _view(front_end)
@@ -217,12 +242,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     """
     job: Job | None = None
     try:
-        status = read_status(
-            words.request,
-            # Who names a folder of wheels may have no network.
-            refresh="never" if words.find_links else "stale",
-            index_base=words.index_base,
-        )
+        status = _look_for(words)
         sites = read_sites(
             index_base=words.index_base,
             find_links=words.find_links,
@@ -240,9 +260,19 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
                 consent=words.yes,
                 command=words.line,
             )
+        elif words.word == "undo":
+            job = UndoJob(status, words.request, consent=words.yes, command=words.line)
         else:
-            only_plan = words.word == "plan"
-            job = Job(status, words.request, sites=sites, consent=words.yes, only_plan=only_plan)
+            job = Job(
+                status,
+                words.request,
+                sites=sites,
+                consent=words.yes,
+                only_plan=words.word == "plan",
+                look=lambda: (_look_for(words), words.request),
+                looked=True,
+                command=words.line,
+            )
         job.start()
         while not job.ended.wait(_REDRAW_SECONDS):
             view.progress(job.state)
@@ -259,16 +289,34 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     if isinstance(error, IndexUnreachableError) and error.offers:
         error.hint = f"{words.with_consent} uses it"
     if isinstance(error, ConsentError):
-        error.hint = f"{words.with_consent} does it, `%torchenv undo` takes it back"
+        does = (
+            "goes back all the same"
+            if words.word == "undo"
+            else "does it, `%torchenv undo` takes it back"
+        )
+        error.hint = f"{words.with_consent} {does}"
     if error is not None:
-        if words.word == "install":
+        if words.word in ("install", "undo"):
             say_what_stands(error, status.environment)
         view.fail(error, _NOT_DONE[words.word])
         raise error
     return status, job.state
 
 
-_NOT_DONE = {"install": "Not installed.", "new-kernel": "No kernel was made.", "plan": "No plan."}
+_NOT_DONE = {
+    "install": "Not installed.",
+    "new-kernel": "No kernel was made.",
+    "plan": "No plan.",
+    "undo": "Not undone.",
+}
+
+
+def _look_for(words: Words) -> Status:
+    # Who names a folder of wheels may have no network, and an undo needs none.
+    offline = words.find_links or words.word == "undo"
+    return read_status(
+        words.request, refresh="never" if offline else "stale", index_base=words.index_base
+    )
 
 
 def _cancelled() -> InstallCancelled:
@@ -574,5 +622,7 @@ _WORDS = {
     "install": _install,
     "verify": _verify,
     "doctor": _doctor,
+    "undo": _undo,
+    "history": _history,
     "new-kernel": _new_kernel,
 }

@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from torchenv_magic.accelerators import Host
+from torchenv_magic.installation.history import Entry, History, asked, took, when
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.selection import Alternative, Selection
@@ -27,6 +28,7 @@ __all__ = [
     "changes_html",
     "diagnosis_html",
     "facts_html",
+    "history_html",
     "log_html",
     "message_html",
     "plan_html",
@@ -351,11 +353,33 @@ def diagnosis_html(diagnosis: Diagnosis) -> str:
     return block_html(title_html(diagnosis.title, tone=tone), facts_html(rows), detail)
 
 
+def _entry_row(entry: Entry) -> str:
+    return (
+        f"<tr><th scope='row'>{escape(when(entry))}</th><td>{escape(entry.title)}</td>"
+        f"<td>{escape(took(entry))}</td><td>{escape(asked(entry))}</td></tr>"
+    )
+
+
+def history_html(history: History) -> str:
+    """Return what was done to an environment, the latest first."""
+    if not history.entries:
+        return block_html(f"<p>{words_html(str(history))}</p>")
+    titles = ("When (UTC)", "What", "Took", "By")
+    head = "".join(f"<th scope='col'>{title}</th>" for title in titles)
+    return block_html(
+        "<div class='torchenv-scroll'><table class='torchenv-builds'>"
+        f"<thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(map(_entry_row, history.entries))}</tbody></table></div>",
+        f"<p>{words_html(history.undo)}</p>" if history.undo else "",
+    )
+
+
 # By name: the verification cell, which a person waits for, needs no doctor.
 _RENDERERS: dict[str, Callable[[Any], str]] = {
     "Host": host_html,
     "Status": status_html,
     "Selection": selection_html,
+    "History": history_html,
     "Plan": plan_html,
     "Diagnosis": diagnosis_html,
 }
