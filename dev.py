@@ -170,7 +170,7 @@ def test(arguments: Sequence[str]) -> int:
         # Most of the time a test waits for a kernel, a server or a page. A module stays together:
         # its tests share these.
         workers = max(2, min(os.cpu_count() or 1, 4))
-        words = ["--numprocesses", str(workers), "--dist", "loadfile"]
+        words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     say("pytest", *words)
     return hand_over(
         [str(DEVELOPMENT.python), "-m", "pytest", *words],
