@@ -435,3 +435,88 @@ def test_no_secret_of_a_mirror_stands_in_an_argument(
         plan = target.plan("cpu", on_event=lambda event: seen.append(f"{event}"))
     assert plan.versions["torch"] == "2.13.0+cpu"
     assert "hunter2" not in f"{seen}{caplog.text}{plan}"
+
+
+# ------------------------------------------------------------------------------------ certificates
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE"])
+def test_certificates_that_are_set_for_pip_and_requests_hold_for_uv(
+    tmp_path: Path, name: str
+) -> None:
+    bundle = tmp_path / "site.pem"
+    bundle.write_text("", encoding="utf-8")
+    assert child_environment({name: str(bundle)})["SSL_CERT_FILE"] == str(bundle)
+    assert child_environment({name: str(tmp_path)})["SSL_CERT_DIR"] == str(tmp_path)
+    assert "SSL_CERT_FILE" not in child_environment({name: str(tmp_path / "none.pem")})
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR", "UV_SYSTEM_CERTS"])
+def test_what_is_set_for_uv_itself_is_left_alone(tmp_path: Path, name: str) -> None:
+    bundle = tmp_path / "site.pem"
+    bundle.write_text("", encoding="utf-8")
+    child = child_environment({name: "mine", "REQUESTS_CA_BUNDLE": str(bundle)})
+    assert child[name] == "mine"
+    assert str(bundle) not in [child.get("SSL_CERT_FILE"), child.get("SSL_CERT_DIR")]
+
+
+def may_mount() -> bool:
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        return False
+    probe = ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+SYSTEM_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@pytest.mark.skipif(
+    not (SYSTEM_BUNDLE.is_file() and may_mount()),
+    reason="the system's certificates can't be others here: no mount namespace may be made",
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_where_uvs_own_certificates_fail_the_systems_are_tried_once(
+    target: Target,
+    known: bool,  # noqa: FBT001
+) -> None:
+    code = f"""
+from pathlib import Path
+from tests.targets import Target, selected
+from torchenv_magic.environment import read_environment
+from torchenv_magic.installation.planning import make_plan
+from torchenv_magic.selection import Request
+lines = []
+plan = make_plan(selected("cu126"), read_environment(Path({str(target.prefix)!r})), Request(),
+                 on_event=lambda event: lines.append(event.log))
+print(plan.versions["torch"], sum("those of this system" in line for line in lines))
+"""
+    bundle = target.standin.bundle if known else SYSTEM_BUNDLE
+    mounted = f'mount --bind "{bundle}" {SYSTEM_BUNDLE} && exec "$@"'
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SSL_CERT") and not name.endswith(("CA_BUNDLE", "PIP_CERT"))
+    }
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mounted, "sh", sys.executable, "-c", code],
+        env=environment,
+        cwd=PROJECT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    if known:
+        assert done.stdout.split() == ["2.13.0+cu126", "1"], done.stderr
+    else:
+        assert "isn't trusted here" in done.stderr
+        assert "SSL_CERT_FILE" in done.stderr
+
+
+def test_no_login_comes_out_of_uvs_words(tmp_path: Path) -> None:
+    said = "fetching https://ada:secret@mirror.example/whl/"
+    program = write_program(tmp_path / "uv", f"echo '{said}' >&2", "exit 1")
+    heard: list[str] = []
+    done = Uv(binary=program, version=OLDEST_UV).run(["x"], on_text=door.Lines(heard.append).feed)
+    assert "secret" not in done.stderr
+    assert heard == ["fetching https://mirror.example/whl/"]

@@ -7,6 +7,8 @@ Measured traps that this module takes care of (uv 0.13.9):
   away (the kernel dies) kills uv half-way, so it is used for downloads only, never for a switch.
 - A kernel's interrupt goes to its whole process group: uv gets a session of its own.
 - Without `UV_LOCK_TIMEOUT` uv goes on *without its lock* after 300 s.
+- uv brings its own certificates and reads no variable that pip and requests read: where a site
+  inspects TLS, it fails while everything else works.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from torchenv_magic.errors import InstallCancelled, UvError
+from torchenv_magic.web import trusted_certificates, without_login
 
 __all__ = [
     "Cancellation",
@@ -145,6 +148,11 @@ def find_uv() -> Uv:
     return Uv(binary=Path(binary), version=version)
 
 
+# Who has set one of these has decided whom uv is to trust.
+_CERTIFICATES = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "UV_SYSTEM_CERTS", "UV_NATIVE_TLS"})
+# Set once that was needed in this process: the next run needs no second try.
+_system_certificates = threading.Event()
+
 _DROPPED = frozenset(
     {
         # Each would send uv to another environment than the one that is named.
@@ -182,6 +190,11 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     # uv does not read pip's settings; a site's mirror is usually told to pip only.
     if "PIP_INDEX_URL" in environ and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & environ.keys():
         child["UV_DEFAULT_INDEX"] = environ["PIP_INDEX_URL"]
+    file, directory = trusted_certificates(environ)
+    for name, value in (("SSL_CERT_FILE", file), ("SSL_CERT_DIR", directory)):
+        if value and name not in environ:
+            logger.info("uv is given %s=%s, which is set for pip or requests here", name, value)
+            child[name] = value
     child.update(
         NO_COLOR="1",
         UV_LOCK_TIMEOUT="86400",
@@ -223,7 +236,7 @@ class Lines:
         self._open = self._open[-_LONGEST_LINE:]
         for line in words("\n".join(whole)).splitlines():
             if line.strip():
-                self.on_line(line.strip())
+                self.on_line(without_login(line.strip()))
 
 
 _LONGEST_LINE = 100_000
@@ -304,9 +317,41 @@ class Uv:
             uv can't be started.
         """
         cancellation = cancellation or Cancellation()
+        environment = child_environment(os.environ if environ is None else environ)
+        own = _CERTIFICATES.isdisjoint(environment)
+        if own and _system_certificates.is_set():
+            environment["UV_SYSTEM_CERTS"] = "1"
+        completed = self._run(arguments, environment, stdin, bars, on_text, cancellation)
+        if (
+            completed.returncode != 0
+            and own
+            and not _system_certificates.is_set()
+            and "UnknownIssuer" in completed.stderr
+        ):
+            # Who inspects TLS has put the authority where the system keeps its own.
+            said = "uv's own certificates don't fit: asking with those of this system"
+            logger.info(said)
+            if on_text is not None:
+                on_text(f"{said}\n")
+            environment["UV_SYSTEM_CERTS"] = "1"
+            again = self._run(arguments, environment, stdin, bars, on_text, cancellation)
+            if "UnknownIssuer" in again.stderr:
+                return completed
+            _system_certificates.set()
+            return again
+        return completed
+
+    def _run(  # noqa: PLR0917  (what `run` was told)
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        stdin: str | None,
+        bars: bool,  # noqa: FBT001
+        on_text: Callable[[str], None] | None,
+        cancellation: Cancellation,
+    ) -> Completed:
         cancellation.raise_if_requested()
         logger.debug("running uv %s", arguments)
-        environment = child_environment(os.environ if environ is None else environ)
         terminal = _open_terminal() if bars else None
         if terminal is not None:
             environment["TERM"] = "xterm-256color"
@@ -342,7 +387,7 @@ class Uv:
             arguments=tuple(arguments),
             returncode=process.returncode,
             stdout=out.text,
-            stderr=words(err.text),
+            stderr=without_login(words(err.text)),
         )
 
     def _start(
