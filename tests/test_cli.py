@@ -79,6 +79,7 @@ def everything(environment: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_plan_install_and_verify(workplace: Workplace, target: Path) -> None:
+    workplace.cache = workplace.directory / "cold-cache"  # what others installed is to be fetched
     before = everything(target)
     plan = json.loads(torchenv(workplace, "plan", "cpu", "--json", "--python", target).stdout)
     assert {change["name"]: (change["action"], change["after"]) for change in plan["changes"]} == {
@@ -375,8 +376,8 @@ def test_a_system_that_manages_itself_is_left_alone(
     assert main(["install", "--python", system]) == 1
     assert capsys.readouterr().err.endswith(
         "belongs to the system's package manager, which forbids installing into it\n\n"
-        "hint: make an environment of your own (`python -m venv .venv`) and name it with "
-        "`--python`\n"
+        "hint: `torchenv new-kernel NAME` makes an environment of your own, with PyTorch and a "
+        "kernel\n"
     )
 
 
