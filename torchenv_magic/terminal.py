@@ -34,8 +34,6 @@ _LINE_SHARE = 0.1
 # A download of a second needs no ten lines.
 _SHORTEST_LINE_SECONDS = 2.0
 _REDRAWS_A_SECOND = 8
-_LARGE_BYTES = 20_000_000
-_ROWS = 6
 _NARROW = 60
 # The sentence or the table that follows says how these ended.
 _UNTICKED = ("verify", "done")
@@ -267,11 +265,7 @@ class Screen:
         words, _, pace = str(progress).partition(" · ")
         ready = f"{_counted(count)} ready" if count is not None else ""
         table = self._grid()
-        rows = [p for p in progress.packages if p[2] >= min(_LARGE_BYTES, progress.total / 20)]
-        lines = min(_ROWS, max(self._console.height - 6, 0))
-        # One wheel that is nearly all there is would be the same bar twice.
-        alone = len(rows) == 1 and progress.total < rows[0][2] * 1.05
-        shown = [] if alone else rows[:lines]
+        shown = progress.large[: max(self._console.height - 6, 0)]
         all_of_it = " · ".join(filter(None, [words, "" if narrow else pace]))
         self._bar(table, "total", progress.done, progress.total, all_of_it)
         for name, done, total in shown:

@@ -39,6 +39,10 @@ Phase = Literal[
 """In their order; `restore` puts back, and `wait` tells what another install is at."""
 
 
+_LARGE_BYTES = 20_000_000
+_LARGE_ROWS = 6
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
     """How far the download is, in bytes, as uv itself says it."""
@@ -56,6 +60,14 @@ class Bytes:
     """Whether uv only tells when a file is whole: it draws no bars where there is no terminal."""
     silent_seconds: int = 0
     """How long not one byte has come, once that is long enough to be told."""
+
+    @property
+    def large(self) -> tuple[tuple[str, int, int], ...]:
+        """Those of `packages` that are worth a bar of their own beside that of the total."""
+        large = tuple(p for p in self.packages if p[2] >= min(_LARGE_BYTES, self.total / 20))
+        # One that is nearly all there is would be the same bar twice.
+        alone = len(large) == 1 and self.total < large[0][2] * 1.05
+        return () if alone else large[:_LARGE_ROWS]
 
     @property
     def seconds_left(self) -> float | None:

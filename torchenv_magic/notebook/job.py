@@ -38,6 +38,8 @@ class JobState:
     phase: Phase = "resolve"
     message: str = "Starting"
     bytes: Bytes | None = None
+    count: tuple[int, int] | None = None
+    """(done, all) of the packages that are ready, or linked."""
     log: tuple[str, ...] = ()
     plan: Plan | None = None
     result: Result | None = None
@@ -160,7 +162,13 @@ class Job:
         """Wait until no other install works on the environment; return whether one did."""
 
         def tell(event: Event) -> None:
-            self._set(stage="joining", phase=event.phase, message=event.message, bytes=event.bytes)
+            self._set(
+                stage="joining",
+                phase=event.phase,
+                message=event.message,
+                bytes=event.bytes,
+                count=event.count,
+            )
 
         return wait_for_others(status.environment, on_event=tell, cancellation=self._cancellation)
 
@@ -169,9 +177,11 @@ class Job:
         if event.message:
             changes["message"] = event.message
             if event.bytes is None:
-                changes["bytes"] = None
+                changes["bytes"] = changes["count"] = None
         if event.bytes is not None:
             changes["bytes"] = event.bytes
+        if event.count is not None:
+            changes["count"] = event.count
         if event.log:
             self._log.append(event.log)
             changes["log"] = tuple(self._log)

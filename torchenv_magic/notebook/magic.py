@@ -527,7 +527,14 @@ class _View:
         text = state.message
         if state.bytes is not None:
             text += f"\n{progress_words(state.bytes)}"
-        html = progress_html(state.message, state.bytes, state.log)
+        html = progress_html(
+            state.message,
+            state.bytes,
+            state.log,
+            count=state.count,
+            phase=state.phase,
+            plan=state.plan,
+        )
         self._put({"text/html": html, "text/plain": text})
 
     def warn(self, texts: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torchenv_magic.accelerators import Host
 from torchenv_magic.installation.history import Entry, History, asked, took, when
 from torchenv_magic.installation.plan import Change, Plan, by_importance
-from torchenv_magic.installation.progress import Bytes
+from torchenv_magic.installation.progress import Bytes, Phase, format_bytes
 from torchenv_magic.selection import Alternative, Selection
 from torchenv_magic.status import Status
 
@@ -35,6 +35,7 @@ __all__ = [
     "progress_html",
     "progress_words",
     "record_html",
+    "running_html",
     "status_html",
     "status_rows",
     "summary_html",
@@ -109,8 +110,19 @@ body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
   display: block; width: 100%; height: 0.8em; margin: 0.4em 0;
   accent-color: var(--jp-brand-color1, auto);
 }
+/* Each step with what is before it: a line that is full breaks between two. */
+.torchenv .torchenv-steps.torchenv-steps {
+  list-style: none; display: flex; flex-wrap: wrap; gap: 0 1.2em; margin: 0.3em 0; padding: 0;
+}
+.torchenv .torchenv-steps.torchenv-steps li { margin: 0; }
+.torchenv .torchenv-wheels td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.torchenv .torchenv-wheels td:last-child { width: 100%; vertical-align: middle; padding: 0; }
+.torchenv .torchenv-wheels :is(div, span) { display: block; height: 3px; border-radius: 2px; }
+.torchenv .torchenv-wheels div { background: var(--jp-border-color2, #8884); }
+.torchenv .torchenv-wheels span { background: var(--jp-brand-color1, currentColor); }
 .torchenv-wide { container-type: inline-size; }
 @container (max-width: 26rem) {
+  .torchenv .torchenv-wheels.torchenv-wheels td:last-child:nth-child(n) { display: none; }
   /* Named twice: stronger than the rules above, which have to be stronger than JupyterLab's. */
   .torchenv .torchenv-facts.torchenv-facts :is(tbody, tr, td, th):nth-child(n) {
     display: block; white-space: normal; padding-block: 0;
@@ -307,26 +319,106 @@ def plan_html(plan: Plan) -> str:
         ("Into", escape(str(plan.prefix))),
         ("From", escape(str(plan.source))),
         ("Plan", escape(plan.summary)),
+        *(("Space", words_html(note)) for note in plan.space_notes),
         *(("Note", words_html(note)) for note in plan.notes),
     ]
     return block_html(facts_html(rows), changes_html(plan))
 
 
-def progress_html(message: str, progress: Bytes | None, log: Iterable[str] = ()) -> str:
-    """Return a running install: a bar with its words, and the log folded."""
-    parts = [f"<p>{words_html(message)}</p>"]
+def progress_html(
+    message: str,
+    progress: Bytes | None,
+    log: Iterable[str] = (),
+    *,
+    count: tuple[int, int] | None = None,
+    phase: Phase | None = None,
+    plan: Plan | None = None,
+) -> str:
+    """Return a running install: its steps, a bar with its words, and the log folded."""
+    running = running_html(message, progress=progress, count=count, phase=phase, plan=plan)
+    return block_html(running, log_html(log))
+
+
+def running_html(
+    message: str,
+    *,
+    progress: Bytes | None = None,
+    count: tuple[int, int] | None = None,
+    phase: Phase | None = None,
+    plan: Plan | None = None,
+) -> str:
+    """Return what goes on, without the style sheet: the steps, the message, bars and numbers."""
+    # A screen reader says the sentence as it changes, and the numbers when it is asked to.
+    parts = [_steps_html(phase, plan), f"<p role='status'>{words_html(message)}</p>"]
     if progress is not None:
-        parts += [bar_html(progress), f"<p>{escape(progress_words(progress))}</p>"]
-    return block_html(*parts, log_html(log))
+        numbers = str(progress)
+        if count is not None and count[1]:
+            numbers += f" · {_counted(count)} ready"
+        parts += [bar_html(progress), f"<p>{escape(numbers)}</p>", _wheels_html(progress)]
+    elif count is not None and count[1]:
+        parts += [_bar("Packages", *count), f"<p>{_counted(count)}</p>"]
+    return "".join(parts)
+
+
+_STEPS: dict[Phase, str] = {
+    "download": "Download",
+    "unpack": "Unpack",
+    "link": "Link",
+    "switch": "Switch",
+    "check": "Check",
+}
+
+
+def _steps_html(phase: Phase | None, plan: Plan | None) -> str:
+    """Return the steps of an install on a line: those that are behind, the one now, the others."""
+    if phase not in _STEPS or plan is None:
+        return ""
+    wanted = {"switch", "check", phase}
+    if plan.versions:
+        wanted.add("link")
+    if not all(item.cached for item in plan.downloads):
+        wanted.add("unpack")
+    if plan.download_bytes or plan.unknown_sizes:
+        wanted.add("download")
+    steps = [step for step in _STEPS if step in wanted]
+    now = steps.index(phase)
+    items = []
+    for place, step in enumerate(steps):
+        if place == now:
+            items.append(f"<li aria-current='step'><strong>{_STEPS[step]}</strong></li>")
+        else:
+            mark = "✓ " if place < now else ""
+            items.append(f"<li class='torchenv-quiet'>{mark}{_STEPS[step]}</li>")
+    return f"<ol class='torchenv-steps' aria-label='Steps'>{''.join(items)}</ol>"
 
 
 def bar_html(progress: Bytes) -> str:
     """Return the bytes as a bar that says to a screen reader what it shows."""
-    percent = 100 * progress.done / max(progress.total, 1)
+    return _bar("Download", progress.done, progress.total)
+
+
+def _bar(label: str, done: int, of: int) -> str:
+    percent = 100 * done / max(of, 1)
     return (
-        f"<progress class='torchenv-bar' aria-label='Download' max='100' value='{percent:.1f}'>"
-        f"{percent:.0f} %</progress>"
+        f"<progress class='torchenv-bar' aria-label='{escape(label)}' max='100' "
+        f"value='{percent:.1f}'>{percent:.0f} %</progress>"
     )
+
+
+def _wheels_html(progress: Bytes) -> str:
+    """Return a row for each large wheel under way; the numbers say what the thin bars show."""
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th>"
+        f"<td>{format_bytes(done)} of {format_bytes(total)}</td>"
+        "<td aria-hidden='true'><div>"
+        f"<span style='width: {100 * done / max(total, 1):.1f}%'></span></div></td></tr>"
+        for name, done, total in progress.large
+    )
+    return f"<table class='torchenv-wheels'><tbody>{rows}</tbody></table>" if rows else ""
+
+
+def _counted(count: tuple[int, int]) -> str:
+    return f"{count[0]} of {count[1]} package{'' if count[1] == 1 else 's'}"
 
 
 def progress_words(progress: Bytes) -> str:
