@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -14,14 +17,16 @@ import pytest
 from tests.standin import FILE_HOST, Fault, StandIn, make_wheel
 from tests.standin.server import INDEX_HOST
 from tests.targets import Target, selected
-from torchenv_magic.errors import SourceError, TorchEnvError
+from torchenv_magic.errors import RequestError, SourceError, TorchEnvError
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Event
-from torchenv_magic.installation.settings import read_sites
+from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.selection import Request
 from torchenv_magic.serialization import to_json
+from torchenv_magic.status import read_selection
+from torchenv_magic.words import parse_words
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -247,3 +252,103 @@ def test_a_mirror_that_wants_another_login_says_so_without_telling_it(
     assert "wrong-password" not in json.dumps(caught.value.to_json())
     assert "netrc" in caught.value.hint
     assert os.environ.get("UV_INDEX_TORCHENV_PASSWORD") is None
+
+
+# ------------------------------------------------------------------------------------- the listing
+
+
+def test_the_listing_is_the_mirrors_and_is_kept_apart_from_the_indexs(
+    guarded: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin = guarded.standin
+    monkeypatch.setenv("TORCHENV_INDEX_BASE", _with_login(standin.mirror_base))
+    selection = read_selection(refresh="always")
+    assert f"the mirror {standin.mirror_base}, read just now" in selection.catalog.source
+    assert {item.torch for item in selection.alternatives if item.fits} == {"2.13.0"}
+    assert asked_of_pytorch(standin) == []
+    # What it said is remembered without a request, and is nothing that the index has said.
+    standin.clear_log()
+    assert read_selection().catalog.source == selection.catalog.source
+    monkeypatch.delenv("TORCHENV_INDEX_BASE")
+    assert "mirror" not in read_selection().catalog.source
+    assert standin.requests == ()
+
+
+@pytest.mark.parametrize("word", ["list", "plan", "install"])
+def test_no_word_asks_the_index_where_a_mirror_is_named(
+    guarded: Target, tmp_path: Path, word: str
+) -> None:
+    standin = guarded.standin
+    configuration = guarded.prefix / "etc" / "torchenv" / "config.toml"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f'index-base = "{_with_login(standin.mirror_base)}"\n', "utf-8")
+    command = [sys.executable, "-m", "torchenv_magic", word, f"--python={guarded.python}"]
+    command += ["--refresh"] if word == "list" else ["cu126", "--json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=120
+    )
+    if word != "install":  # a made torch proves nothing on this machine
+        assert done.returncode == 0, done.stderr
+    else:
+        assert guarded.backend() == "cu126"
+    assert asked_of_pytorch(standin) == []
+    assert any(request.path.startswith("/whl/cu126/torch/") for request in standin.requests)
+    assert SECRET not in done.stdout + done.stderr
+    kept = "".join(
+        path.read_text("utf-8", "replace")
+        for path in (guarded.prefix / ".torchenv").rglob("*")
+        if path.is_file()
+    )
+    assert SECRET not in kept
+
+
+def test_a_login_in_the_line_is_not_repeated() -> None:
+    words = parse_words(
+        ["install", "cu126", f"--index-base=https://ada:{SECRET}@mirror.example/whl"],
+        notebook=True,
+    )
+    assert words.index_base is not None
+    assert SECRET in words.index_base
+    assert words.line == "%torchenv install cu126 --index-base=https://mirror.example/whl"
+
+
+def test_an_address_from_a_persons_own_hand_is_warned_of(target: Target) -> None:
+    [wheel] = [
+        wheel
+        for wheel in target.standin.wheels("cu126")
+        if wheel.name == "torch" and f"-{target.read().interpreter.tag}-" in wheel.path.name
+        if "2.13.0" in wheel.path.name
+    ]
+    address = f"{target.standin.mirror_url('cu126')}/{wheel.path.name.replace('+', '%2B')}"
+    plan = target.plan("cu126", f"torch @ {address}")
+    assert any(address in note and "vouches" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://a.example/torch-2.13.0.tar.gz", "git+https://a.example/pytorch", "file:///src/torch"],
+)
+def test_the_family_is_not_built_unless_that_is_asked_for(target: Target, address: str) -> None:
+    with pytest.raises(RequestError, match="would be built here") as caught:
+        target.plan("cu126", f"torch @ {address}")
+    assert "--allow-sdist" in caught.value.hint
+
+
+def test_a_source_distribution_of_torch_is_not_taken_from_uvs_own_folders(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    source = tmp_path / "torch-2.99.0"
+    source.mkdir()
+    (source / "setup.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with tarfile.open(wheels / "torch-2.99.0.tar.gz", "w:gz") as archive:
+        archive.add(source, "torch-2.99.0")
+    monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
+    assert target.plan("cu126").versions["torch"] == "2.13.0+cu126"
+    assert not ran.exists()
+    # Asked for, it is taken; what builds it is not there in this index.
+    with pytest.raises(TorchEnvError) as caught:
+        make_plan(selected("cu126"), target.read(), Request(), sites=Sites(allow_sdist=True))
+    assert "2.99.0" in caught.value.detail

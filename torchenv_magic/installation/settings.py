@@ -135,6 +135,8 @@ def _index_base(
 def _checked_base(text: str, origin: str, folder: Path) -> str:
     """Return the address without a login, and without a slash at its end."""
     stripped = text.strip().rstrip("/")
+    if not stripped:
+        _refuse_base(text, origin, "is empty")
     try:
         parts = urlsplit(stripped)
         host, _ = parts.hostname, parts.port
