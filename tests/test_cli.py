@@ -139,8 +139,11 @@ def test_install_as_json_and_a_switch_that_is_proved_wrong(
     assert installed(target)["torch"] == "2.13.0+cu126"
     [failed] = [check for check in data["verification"]["checks"] if not check["passed"]]
     assert failed["message"] == "PyTorch finds no CUDA device here"
-    assert "warning: cu126 was asked for" in switch.stderr
-    assert switch.stderr.endswith(f"error: {failed['message']}\n\nhint: {failed['hint']}\n")
+    *events, end = (json.loads(line) for line in switch.stderr.splitlines())
+    messages = [line["event"]["message"] for line in events]
+    assert messages[0].startswith("Warning: cu126 was asked for")
+    assert "Installed" in messages
+    assert (end["error"]["message"], end["error"]["hint"]) == (failed["message"], failed["hint"])
 
     verified = torchenv(workplace, "verify", "--python", target, status=1)
     assert verified.stdout.startswith("PyTorch does not work as asked\n")
@@ -360,10 +363,10 @@ def test_an_index_that_fails_is_said_and_changes_nothing(
     failed = torchenv(workplace, *command, status=1, variables={"UV_HTTP_RETRIES": "0"})
     error = json.loads(failed.stdout)["error"]
     assert error["code"] == "source"
-    assert error["hint"]
+    assert (error["standing"], bool(error["hint"])) == ("The environment is as it was", True)
     assert everything(target) == before
-    # uv's own words stand above the message.
-    assert "403" in failed.stderr.rpartition("\nerror: ")[0]
+    assert "403" in error["detail"]
+    assert json.loads(failed.stderr.splitlines()[-1]) == {"error": error}
 
 
 @on_posix
@@ -563,11 +566,15 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
     )
     workplace.standin.wait_for(r"torch-2\.13\.0.*\.whl$", sent=300_000, timeout=SECONDS)
     assert uv_processes(workplace.variables)
-    # Who only looks meanwhile is answered; who would change something too is not.
+    # Who only looks meanwhile is answered; who would change something too waits, and may leave.
     status = torchenv(workplace, "status", "--python", target).stdout
     assert "installed    torch 2.12.0+cpu\n" in status
-    busy = torchenv(workplace, "install", "cpu", "torchaudio", "--python", target, status=1)
-    assert f"error: Another install works on `{target}` (process {process.pid})" in busy.stderr
+    with on_a_terminal(workplace, "install", "cpu", "torchaudio", "--python", target) as waiting:
+        waiting.expect(f"process {process.pid}")
+        waiting.sendintr()
+        waiting.expect("Cancelled; the environment is as it was")
+        waiting.expect(pexpect.EOF)
+    assert process.poll() is None
     stopped = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=SECONDS)
@@ -587,8 +594,9 @@ def test_progress_moves_on_a_terminal_and_ctrl_c_ends_it(
     workplace.cache = workplace.directory / "cache"
     with on_a_terminal(workplace, "install", "cpu", "--python", target) as child:
         child.expect(r"Downloading from the PyTorch index")
-        child.expect(r"\r\x1b\[K[\d.]+ [kM]?B of 1\.\d MB")
-        child.expect(r"\r\x1b\[K[\d.]+ [kM]?B of 1\.\d MB · ")
+        # One bar for the whole, with what is there, what there will be, and then how fast.
+        child.expect(r"[\d.]+ [kM]?B of 1\.\d MB")
+        child.expect(r"[\d.]+ [kM]?B of 1\.\d MB · [\d.]+ [kM]?B/s")
         child.sendintr()
         child.expect(r"\x1b\[31merror\x1b\[0m: Cancelled; the environment is as it was")
         child.expect(pexpect.EOF)

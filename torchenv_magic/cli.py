@@ -178,7 +178,7 @@ def _install(words: Words) -> int:
             if not words.json and not plan.nothing_to_do:
                 _print_text(str(plan))
         _check_consent(words, plan)
-        # Where another install began while this one planned, it ends first.
+        # Where another install began or ended while this one planned, this one plans anew.
         with (
             contextlib.suppress(BusyError),
             _stoppable() as cancellation,
@@ -433,6 +433,7 @@ def _look(words: Words) -> tuple[Status, Sites]:
 
 def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False) -> Plan:
     from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+    from torchenv_magic.installation.progress import Event
     from torchenv_magic.installation.waiting import wait_for_others
 
     status, sites = _look(words)
@@ -446,10 +447,12 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
-    for warning in () if words.json else warnings:  # there they are among the plan's notes
+    for warning in () if words.json else warnings:
         _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
     try:
         with _progress(words) as progress:
+            for warning in warnings if words.json else ():
+                progress(Event(phase="resolve", message=f"Warning: {warning}"))
             plan = make_plan(
                 status.selection,
                 status.environment,
