@@ -17,10 +17,11 @@ from torchenv_magic.installation.progress import (
 )
 from torchenv_magic.installation.uv import Lines
 
-__all__ = ["Narrator", "Silence", "http_timeout"]
+__all__ = ["Narrator", "Silence", "http_timeout", "resolved"]
 
 _SILENT_SECONDS = 20.0
 _UV_TIMEOUT_SECONDS = 30
+_RESOLVED = re.compile(r"\bResolved \d+ packages?\b")
 _PREPARED = re.compile(r"Prepared \d+ packages?\b")
 
 
@@ -30,6 +31,12 @@ def http_timeout(environ: Mapping[str, str]) -> int:
         if (text := environ.get(name, "").strip()).isdigit():
             return int(text)
     return _UV_TIMEOUT_SECONDS
+
+
+def resolved(text: str) -> str:
+    """Return what uv said of its resolution, without its time; empty where it resolved nothing."""
+    match = _RESOLVED.search(text)
+    return match[0] if match else ""
 
 
 @dataclass(slots=True)

@@ -55,6 +55,7 @@ from torchenv_magic.errors import (
 )
 from torchenv_magic.installation.failures import explain, not_found
 from torchenv_magic.installation.locking import uv_is_locked
+from torchenv_magic.installation.narrator import resolved
 from torchenv_magic.installation.plan import (
     Change,
     Download,
@@ -658,7 +659,11 @@ class _Planner:
                 requirements_file=requirements,
                 constraints_file=constraints,
             )
-            return self._run([*arguments, *self._wheels_only, *options], wish=wish, source=source)
+            arguments += [*self._wheels_only, *options]
+            completed = self._run(arguments, wish=wish, source=source)
+        if completed.returncode == 0 and (found := resolved(completed.stderr)):
+            self.on_event(Event(phase="resolve", message=found))
+        return completed
 
     def _changes(self, completed: Completed) -> tuple[Change, ...]:
         return read_changes(completed.stdout, self.environment)

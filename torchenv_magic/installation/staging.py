@@ -25,7 +25,7 @@ from torchenv_magic.installation.plan import (
     lock_of,
     source_arguments,
 )
-from torchenv_magic.installation.progress import BarReader, OnEvent
+from torchenv_magic.installation.progress import BarReader, OnEvent, format_bytes
 from torchenv_magic.installation.sources import source_environment
 from torchenv_magic.installation.uv import Cancellation, Uv
 
@@ -40,9 +40,17 @@ def is_local(address: str | None) -> bool:
 
 
 def stage(
-    plan: Plan, folder: Path, *, uv: Uv, on_event: OnEvent, cancellation: Cancellation
+    plan: Plan,
+    folder: Path,
+    *,
+    uv: Uv,
+    on_event: OnEvent,
+    cancellation: Cancellation,
+    silence: Silence | None = None,
 ) -> None:
     """Install what the plan's lock names into `folder`, with bytes where the system has bars.
+
+    `silence` notices that no byte comes for long: by default as long as uv's own patience says.
 
     Raises
     ------
@@ -56,7 +64,7 @@ def stage(
             arguments += source_arguments(plan.source, plan.backend)
         completed = None
         if plan.downloads and all(download.cached for download in plan.downloads):
-            narrator = _narrator(plan, on_event)
+            narrator = _narrator(plan, on_event, silence)
             narrator.begin("link", _linking(plan))
             completed = uv.run(
                 [*arguments, "--offline"],
@@ -68,7 +76,7 @@ def stage(
         # Else, or where the cache was emptied since the plan was made. uv has all before it links
         # the first: a stage that is half full failed for another reason, and stays as it is.
         if completed is None or lacks_in_cache(completed):
-            narrator = _narrator(plan, on_event)
+            narrator = _narrator(plan, on_event, silence)
             if plan.download_bytes or plan.unknown_sizes or completed is not None:
                 narrator.begin("download", f"Downloading from {plan.source}")
             else:
@@ -84,19 +92,23 @@ def stage(
         raise explain(completed, subject=f"torch for {plan.backend}")
 
 
-def _narrator(plan: Plan, on_event: OnEvent) -> Narrator:
+def _narrator(plan: Plan, on_event: OnEvent, silence: Silence | None) -> Narrator:
     fetched = [item for item in plan.downloads if not item.cached and not item.local]
     bars = BarReader(
         expected={item.name: item.size_bytes for item in fetched if item.size_bytes},
         unknown=frozenset(item.name for item in fetched if item.size_bytes is None),
     )
-    silence = Silence(retry_seconds=http_timeout(os.environ))
+    silence = silence or Silence(retry_seconds=http_timeout(os.environ))
     return Narrator(bars, on_event, linking=_linking(plan), silence=silence)
 
 
 def _linking(plan: Plan) -> str:
     count = len(plan.versions)
-    return f"Linking {count} package{'' if count == 1 else 's'} from uv's cache"
+    packages = f"{count} package{'' if count == 1 else 's'}"
+    copied = sum(need.copied_bytes for need in plan.space)
+    if copied:
+        return f"Copying {packages} from uv's cache, about {format_bytes(copied)}"
+    return f"Linking {packages} from uv's cache"
 
 
 def _is_cached(uv: Uv, python: Path, lock: str, cancellation: Cancellation) -> bool:
