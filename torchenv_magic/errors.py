@@ -13,6 +13,7 @@ TorchEnvError
 ├── InstallError            the environment was not changed, or was put back
 │   ├── DiskSpaceError
 │   ├── BusyError           another install works on this environment
+│   │   └── ChangedError    or has worked on it since the plan was made
 │   └── InstallCancelled    the person stopped it
 ├── RestartError            the kernel has to be restarted by hand
 └── VerificationError       PyTorch is there and does not work as asked
@@ -25,6 +26,7 @@ from typing import ClassVar
 
 __all__ = [
     "BusyError",
+    "ChangedError",
     "ConflictError",
     "ConsentError",
     "DiskSpaceError",
@@ -120,6 +122,10 @@ class DiskSpaceError(InstallError):
 
 class BusyError(InstallError):
     code = "busy"
+
+
+class ChangedError(BusyError):
+    code = "changed"
 
 
 class InstallCancelled(InstallError):  # noqa: N818  (the field's word: it was not an error to cancel)

@@ -21,7 +21,7 @@ from torchenv_magic.environment import (
     installed_backend,
     read_environment,
 )
-from torchenv_magic.errors import BusyError, InstallError
+from torchenv_magic.errors import BusyError, ChangedError, InstallError
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
 from torchenv_magic.installation.history import Entry, new_entry
@@ -234,7 +234,7 @@ def check_current(plan: Plan, environment: Environment) -> None:
 
     Raises
     ------
-    InstallError
+    ChangedError
         Something was installed or removed in between.
     """
     for change in by_importance(plan.changes):
@@ -243,7 +243,7 @@ def check_current(plan: Plan, environment: Environment) -> None:
             package.version for package in environment.packages if package.name == change.name
         ]
         if not any(_same(version, change.before) for version in found or [None]):
-            raise InstallError(
+            raise ChangedError(
                 f"The environment has changed since the plan was made: {change.name} is "
                 f"{found[0] if found else 'missing'} now, not {change.before or 'missing'}",
                 hint="plan again",

@@ -121,6 +121,7 @@ class Job:
         status, request, plan = self._status, self._request, self.state.plan
         # A plan that was handed in is one that a person agreed to, wherever its wheels lie.
         consent = self._consent or plan is not None
+        agreed = set(plan.losses) if plan is not None else set()
         while True:
             if self._look is not None:
                 if not self._only_plan and self._has_waited(status):
@@ -140,7 +141,8 @@ class Job:
             self._set(plan=plan)
             if self._only_plan:
                 return
-            if not consent:
+            # Of one that was made anew the person has agreed to nothing more.
+            if not self._consent and not agreed.issuperset(plan.losses):
                 plan.check_consent()
             self._set(stage="installing")
             try:
@@ -153,7 +155,8 @@ class Job:
             except BusyError:
                 if self._look is None:
                     raise
-                plan, self._looked = None, False  # another install began while this one planned
+                # Another install began, or ended, while this one planned.
+                plan, self._looked = None, False
             else:
                 self._set(result=result)
                 return
