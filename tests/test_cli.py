@@ -420,7 +420,7 @@ def test_without_a_network_and_without_a_folder_the_hint_names_both(
     failed = torchenv(workplace, "install", "cpu", "--python", target, status=1, variables=away)
     message, _, hint = failed.stderr.rpartition("\nerror: ")[2].partition("\n\nhint: ")
     assert "can't be reached" in message
-    assert "UV_FIND_LINKS" in hint
+    assert "--find-links" in hint
     assert installed(target) == {}
 
 

@@ -279,7 +279,7 @@ def test_an_index_that_is_away_is_told_soon(
     with pytest.raises(IndexUnreachableError, match="can't be reached from here") as caught:
         cold_target.plan("cu128")
     assert caught.value.offers == ()
-    assert "UV_FIND_LINKS" in caught.value.hint
+    assert "--find-links" in caught.value.hint
     assert cold_target.snapshot() == before
 
 

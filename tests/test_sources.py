@@ -409,7 +409,7 @@ def test_what_does_not_fit_is_not_offered(
     ):
         with pytest.raises(SourceError) as caught:
             target.plan(backend, *requirements, consent=True)
-        assert "UV_FIND_LINKS" in caught.value.hint
+        assert "--find-links" in caught.value.hint
         assert not getattr(caught.value, "offers", ())
 
 

@@ -42,6 +42,7 @@ from torchenv_magic.environment import (
     InstalledPackage,
     backend_of_torch_version,
     check_target,
+    is_condas,
     is_satellite,
     shown_path,
 )
@@ -514,8 +515,8 @@ class _Planner:
             )
         return SourceError(
             f"The PyTorch index answers {answer.detail} for {self.backend}",
-            hint="check that download.pytorch.org may be reached from here, name a folder of "
-            "wheels in UV_FIND_LINKS, or choose another backend (`%torchenv list`)",
+            hint="check that download.pytorch.org may be reached from here, name a mirror by "
+            "`--index-base` or a folder by `--find-links`, or choose another backend",
             detail=detail,
         )
 
@@ -529,7 +530,8 @@ class _Planner:
             )
         return IndexUnreachableError(
             "The PyTorch index (download.pytorch.org) can't be reached from here",
-            hint="check the connection or HTTPS_PROXY, or name a folder of wheels in UV_FIND_LINKS",
+            hint="check the connection or HTTPS_PROXY, or name a mirror by `--index-base` or a "
+            "folder of wheels by `--find-links`",
             detail=detail,
         )
 
@@ -755,7 +757,7 @@ class _Planner:
         for package in self.environment.packages:
             if package.name not in touched or package.metadata_directory is None:
                 continue
-            if package.installer == "conda":
+            if is_condas(self.environment, package):
                 raise TargetError(
                     f"{package.name} {package.version} was installed by conda, which would not "
                     "know that it was replaced",
