@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.standin import StandIn
+from tests.standin import Fault, StandIn
 from tests.targets import Target, phases
 from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.narrator import Narrator, Silence, http_timeout
 from torchenv_magic.installation.progress import BarReader, Bytes, Event, format_bytes, guarded
+from torchenv_magic.installation.staging import stage
+from torchenv_magic.installation.uv import Cancellation, find_uv
+from torchenv_magic.serialization import from_json, to_json
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -144,6 +148,167 @@ def test_what_is_not_drawn_any_more_has_ended() -> None:
         per_second=None,
         packages=(("right", 20 * 1024, 100 * 1024),),
     )
+
+
+def test_a_bar_that_is_drawn_but_not_believed_has_not_ended() -> None:
+    # A connection that broke at its first bytes: the old bar and the new one read alike.
+    now = 0.0
+    reader = BarReader(clock=lambda: now)
+    bar = "{name} " + "-" * 30 + " {done} KiB/100 KiB "
+    head = "Preparing packages... (0/2)  "
+    reader.feed(head + bar.format(name="torch", done=1))
+    now = 0.1
+    twice = head + 2 * bar.format(name="torch", done=1) + bar.format(name="other", done=5)
+    reader.feed(twice)
+    now = 2.0
+    progress = reader.feed(twice)
+    assert progress is not None
+    assert {name: done for name, done, _ in progress.packages} == {
+        "torch": 1024,
+        "other": 5 * 1024,
+    }
+
+
+# ------------------------------------------------------------------------------ what is told of it
+
+
+class Told:
+    """A narrator with a clock of its own, and what it said."""
+
+    def __init__(self, bars: BarReader, *, silence: Silence | None = None) -> None:
+        self.events: list[Event] = []
+        self.narrator = Narrator(bars, self.events.append, linking="Linking", silence=silence)
+
+    @property
+    def sentences(self) -> list[tuple[str, str]]:
+        return [(event.phase, event.message) for event in self.events if event.message]
+
+
+def test_each_phase_that_uv_draws_is_told_once_and_in_its_order() -> None:
+    recording = Recording("bars.txt")
+    told = Told(BarReader(clock=recording.clock))
+    told.narrator.begin("download", "Downloading")
+    for seconds, text in recording.frames:
+        recording.now = seconds
+        told.narrator.feed(text)
+    assert told.sentences == [
+        ("download", "Downloading"),
+        ("download", "Downloaded"),
+        ("unpack", "Unpacking"),
+        ("link", "Linking"),
+    ]
+    assert phases(told.events) == ["download", "unpack", "link"]
+    counts = {phase: [] for phase in ("unpack", "link")}  # type: dict[str, list[tuple[int, int]]]
+    for event in told.events:
+        if event.phase in counts and event.count is not None:
+            counts[event.phase].append(event.count)
+    assert counts["unpack"][-1] == counts["link"][-1] == (8, 8)
+    for seen in counts.values():
+        assert seen == sorted(set(seen))
+    ends = [event.bytes for event in told.events if event.message == "Downloaded"]
+    assert [end.done == end.total for end in ends if end] == [True]
+    assert [from_json(Event, to_json(event)) for event in told.events] == told.events
+
+
+def test_a_download_that_begins_again_is_told_as_uv_draws_it() -> None:
+    recording = Recording("bars-retry.txt")
+    told = Told(BarReader(expected={"torch": TORCH_BYTES}, clock=recording.clock))
+    told.narrator.begin("download", "Downloading")
+    for seconds, text in recording.frames:
+        recording.now = seconds
+        told.narrator.feed(text)
+    broken = ("download", "The connection broke; uv fetches torch again from its beginning")
+    assert told.sentences.count(broken) == 1
+
+
+def test_without_bars_only_whole_files_count_and_that_is_said() -> None:
+    # What uv 0.13.9 says on a pipe; of small files it says nothing.
+    told = Told(BarReader(expected={"torch": 3_000_000, "numpy": 2_000_000, "triton": 1_000}))
+    told.narrator.begin("download", "Downloading")
+    told.narrator.feed("Downloading numpy (1.9MiB)\nDownloading torch (2.9MiB)\n Downloaded nu")
+    assert [event.bytes for event in told.events if event.bytes] == []
+    told.narrator.feed("mpy\n")
+    (progress,) = [event.bytes for event in told.events if event.bytes]
+    assert str(progress) == "2.0 MB of 5.0 MB, counted file by file"
+    told.narrator.feed(" Downloaded torch\nPrepared 3 packages in 2.31s\n")
+    assert told.sentences[1:] == [
+        ("download", "Downloaded"),
+        ("unpack", "Unpacking"),
+        ("link", "Linking"),
+    ]
+
+
+def test_what_has_no_size_is_said_and_no_time_is_guessed() -> None:
+    now = 0.0
+    reader = BarReader(unknown=frozenset({"odd"}), clock=lambda: now)
+    bar = "Preparing packages... (0/2)  torch " + "-" * 30 + " {done} KiB/1000 KiB"
+    reader.feed(bar.format(done=100))
+    now = 2.0
+    progress = reader.feed(bar.format(done=200))
+    assert str(progress) == "205 kB of 1.0 MB and 1 package of unknown size · 51 kB/s"
+    end = reader.finish()
+    assert end is not None
+    assert end.unknown == 0
+
+
+def test_a_silence_is_told_counted_and_ended() -> None:
+    now = 0.0
+    silence = Silence(retry_seconds=45, clock=lambda: now)
+    assert silence.look(0) == (0, "")
+    now = 19.9
+    assert silence.look(0) == (0, "")
+    now = 20.4
+    begins = (20, "No data for 20 s; uv tries again after 45 s without any")
+    assert silence.look(0) == begins
+    now = 33.0
+    assert silence.look(0) == (33, "")
+    now = 47.0
+    assert silence.look(10) == (0, "Downloading again, after 47 s without data")
+    now = 60.0
+    assert silence.look(10) == (0, "")
+    # From its beginning: a new connection has spoken too.
+    now = 66.0
+    assert silence.look(0) == (0, "")
+    now = 86.0
+    assert silence.look(0)[1].startswith("No data for 20 s")
+
+
+def test_uvs_own_patience_is_what_is_told() -> None:
+    assert http_timeout({}) == 30
+    assert http_timeout({"UV_HTTP_TIMEOUT": "90", "HTTP_TIMEOUT": "5"}) == 90
+    assert http_timeout({"HTTP_TIMEOUT": "5"}) == 5
+    assert http_timeout({"UV_HTTP_TIMEOUT": "soon"}) == 30
+
+
+@pytest.mark.skipif(os.name == "nt", reason="bars come from a pseudo-terminal")
+def test_a_stalled_download_is_told_and_so_is_its_going_on(
+    cold_target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = cold_target.plan("cu126")
+    monkeypatch.setenv("UV_HTTP_TIMEOUT", "2")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "2")
+    cold_target.standin.faults = [Fault(pattern=r"torch-.*\.whl$", kind="stall", times=1)]
+    events: list[Event] = []
+    stage(
+        plan,
+        tmp_path / "stage",
+        uv=find_uv(),
+        on_event=events.append,
+        cancellation=Cancellation(),
+        silence=Silence(retry_seconds=2, after_seconds=0.8),
+    )
+    told = [event.message for event in events if event.phase == "download" and event.message]
+    assert told[0].startswith("Downloading from the PyTorch index")
+    assert told[1] == "No data for 1 s; uv tries again after 2 s without any"
+    assert set(told[2:4]) == {
+        "The connection broke; uv fetches torch again from its beginning",
+        next(text for text in told if text.startswith("Downloading again, after ")),
+    }
+    assert told[-1] == "Downloaded"
+    silent = [event.bytes for event in events if event.bytes and event.bytes.silent_seconds]
+    assert all(progress.per_second is None for progress in silent)
+    assert any("no data for 1 s" in str(progress) for progress in silent)
+    assert (tmp_path / "stage").exists()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ __all__ = ["JsonLines", "PlainLines", "Screen", "told"]
 
 _JSON_SECONDS = 0.5
 _LINE_SECONDS = 30.0
-_LINE_SHARE = 0.1
+_LINES = 10
 # A download of a second needs no ten lines.
 _SHORTEST_LINE_SECONDS = 2.0
 _REDRAWS_A_SECOND = 8
@@ -106,13 +106,13 @@ class PlainLines:
         self._clock = clock
         self._last = ""
         self._told_at = clock()
-        self._told_share = 0.0
+        self._told_lines = 0
 
     def __call__(self, event: Event) -> None:
         if event.message and event.message != self._last:
             self._last = event.message
             if not event.bytes:
-                self._told_share = 0.0
+                self._told_lines = 0
             text = event.message
             if event.bytes is not None and event.bytes.done < event.bytes.total:
                 text += f" ({event.bytes})"
@@ -120,10 +120,10 @@ class PlainLines:
             return
         seconds = self._clock() - self._told_at
         if event.bytes is not None:
-            share = event.bytes.done / max(event.bytes.total, 1)
-            far = share >= self._told_share + _LINE_SHARE and seconds >= _SHORTEST_LINE_SECONDS
+            lines = _LINES * event.bytes.done // max(event.bytes.total, 1)
+            far = lines > self._told_lines and seconds >= _SHORTEST_LINE_SECONDS
             if far or seconds >= _LINE_SECONDS:
-                self._told_share = share
+                self._told_lines = lines
                 self._tell(f"  {event.bytes}")
         elif event.count is not None and seconds >= _LINE_SECONDS:
             self._tell(f"  {_counted(event.count)}")
