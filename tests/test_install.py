@@ -45,6 +45,7 @@ from torchenv_magic.installation.install import install_plan, recover_environmen
 from torchenv_magic.installation.locking import locked
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Event
+from torchenv_magic.installation.undo import read_undo
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request
 
@@ -592,6 +593,45 @@ def test_an_environment_that_is_not_writable_is_refused_before_anything(target: 
     assert target.standin.requests == ()
     assert recover_environment(here) is None
     assert not plan.nothing_to_do
+
+
+@pytest.mark.parametrize("lost", ["torch/version.py", "torchvision/__init__.py", "torch"])
+def test_a_copy_that_was_killed_half_way_is_found_and_made_whole(target: Target, lost: str) -> None:
+    # Of which uv says that all is installed.
+    target.fill("cu130", "torch", "torchvision")
+    path = target.site / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    plan = target.plan("cu130")
+    assert {c.name for c in plan.changes} == {"torch", "torchvision"}
+    assert {c.before for c in plan.changes} == {c.after for c in plan.changes}
+    install_plan(plan)
+    assert target.imported("torch", "torchvision") == f"{TORCH}+cu130"
+    # Nobody wants the half of it back.
+    undo = read_undo(target.read())
+    assert undo is not None
+    assert undo.problem == "what it replaced was not whole"
+    # What was deleted to save room is no damage.
+    (next((target.site / "torch").rglob("*.txt"), target.site / "none")).unlink(missing_ok=True)
+    assert target.plan("cu130").nothing_to_do
+
+
+@pytest.mark.parametrize("installer", [None, "pip"])
+def test_what_conda_has_on_its_books_is_condas(target: Target, installer: str | None) -> None:
+    target.fill("cpu", "torch")
+    books = target.prefix / "conda-meta"
+    books.mkdir()
+    mark = next(target.site.glob("torch-*.dist-info")) / "INSTALLER"
+    mark.unlink()
+    if installer:
+        mark.write_text(f"{installer}\n", encoding="utf-8")
+    (books / "pytorch-mutex-1.0-cpu.json").write_text("{}", encoding="utf-8")
+    assert target.plan("cu126").versions["torch"] == f"{TORCH}+cu126"
+    (books / f"pytorch-{TORCH}+cpu-py3.11_0.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(TargetError, match="was installed by conda"):
+        target.plan("cu126")
 
 
 def test_what_conda_installed_only_conda_replaces(target: Target) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "dependents",
     "family",
     "installed_backend",
+    "is_condas",
     "is_satellite",
     "read_environment",
     "run_interpreter",
@@ -443,6 +444,24 @@ def dependents(environment: Environment) -> tuple[tuple[InstalledPackage, tuple[
         if requirements:
             found.append((package, requirements))
     return tuple(found)
+
+
+_CONDA_NAMES = {"torch": ("pytorch", "pytorch-cpu", "pytorch-gpu", "libtorch", "torch")}
+
+
+def is_condas(environment: Environment, package: InstalledPackage) -> bool:
+    """Tell whether conda installed a member of the family: it says so, or has it on its books.
+
+    Packages of the `pytorch` channel say nothing, and some of conda-forge were built by pip and say
+    so. What uv installed since is uv's.
+    """
+    if package.installer in ("conda", "uv"):
+        return package.installer == "conda"
+    if environment.kind != "conda" or package.name not in FAMILY_MEMBERS:
+        return False
+    names = _CONDA_NAMES.get(package.name, (package.name,))
+    books = environment.prefix / "conda-meta"
+    return any(any(books.glob(f"{name}-{package.version}-*.json")) for name in names)
 
 
 def _requires_family(text: str, interpreter: Interpreter) -> bool:

@@ -3,13 +3,14 @@
 Paths are strings here: a torch has twelve thousand files, and `pathlib` makes each cost tenfold.
 """
 
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH120, PTH206, PTH208
+# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH206, PTH208
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "entries",
     "files_of",
     "is_inside",
+    "lacks_code",
     "long_path",
     "metadata_directories",
     "missing_files",
@@ -131,6 +133,21 @@ def missing_files(site: Path, names: Iterable[str]) -> tuple[str, ...]:
             if size.isdigit() and int(size) != actual:
                 missing.append(f"{entry}: {actual} bytes, not {size}")
     return tuple(missing)
+
+
+_CODE = re.compile(r"\.(?:py|pyd|dll|dylib|so(?:\.[\d.]+)?)$")
+
+
+def lacks_code(metadata_directory: Path) -> bool:
+    """Whether code of a package is gone: a killed copy leaves a RECORD of much that never came.
+
+    What else its RECORD names may have been deleted to save room, and libraries are stripped.
+    """
+    site = str(metadata_directory.parent)
+    return any(
+        _CODE.search(entry) and not os.path.exists(long_path(_absolute(site, entry)))
+        for entry in entries(metadata_directory)
+    )
 
 
 def roots(

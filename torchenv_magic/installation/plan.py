@@ -26,6 +26,7 @@ from torchenv_magic.environment import (
     is_satellite,
 )
 from torchenv_magic.errors import ConsentError, UvError
+from torchenv_magic.installation.footprint import lacks_code
 from torchenv_magic.installation.progress import format_bytes
 from torchenv_magic.selection import Request
 
@@ -363,11 +364,11 @@ def ask(
     here = installed_backend(environment)
     copies = Counter(p.name for p in members)
     # A member of another build pulls all of them along: torchvision 0.28+cu130 is content with
-    # torch 2.13.0+cu126 by its version, and crashes on import. One that is there twice, or without
-    # its list of files, is what a killed uv leaves.
+    # torch 2.13.0+cu126 by its version, and crashes on import. One that is there twice, without its
+    # list of files, or without files of that list, is what a killed uv leaves.
     foreign = any(
         not p.complete or copies[p.name] > 1 or _differs(p, here, backend) for p in members
-    )
+    ) or any(map(_is_half, members))
     constraints, broken = [], []
     for package, requirements in dependents(environment):
         if package.name in names:
@@ -388,6 +389,13 @@ def ask(
         reinstall=tuple(copies) if foreign else (),
         broken=tuple(broken),
     )
+
+
+def _is_half(package: InstalledPackage) -> bool:
+    # conda rewrites what it links, and keeps lists of its own.
+    if package.installer == "conda" or package.metadata_directory is None:
+        return False
+    return lacks_code(package.metadata_directory)
 
 
 def _differs(package: InstalledPackage, here: Backend | None, wanted: Backend) -> bool:

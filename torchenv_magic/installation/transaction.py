@@ -48,6 +48,7 @@ from torchenv_magic.expectation import (
 from torchenv_magic.installation.footprint import (
     files_of,
     is_inside,
+    lacks_code,
     long_path,
     metadata_directories,
     missing_files,
@@ -327,7 +328,12 @@ class Transaction:
         held = tuple((name, record_hash(path)) for path, name in mine.items())
         site = self._environment.site_packages
         problem = ""
-        if any(not digest for _, digest in held) or len(dict(held)) < len(held):
+        again = {change.name for change in entry.changes if change.before == change.after}
+        if (
+            any(not digest for _, digest in held)
+            or len(dict(held)) < len(held)
+            or any(name in again and lacks_code(path) for path, name in mine.items())
+        ):
             problem = "what it replaced was not whole"
         elif {path.parent for path in mine} - {site.resolve()}:
             problem = "what it replaced lay in another folder than what it brought"
