@@ -18,6 +18,9 @@ from IPython.utils.capture import capture_output
 
 from tests.fleet import machines
 from torchenv_magic.accelerators import detect
+from torchenv_magic.builds.backend import Backend
+from torchenv_magic.installation.new_kernel import OwnKernel
+from torchenv_magic.installation.plan import Change, Plan, Source
 from torchenv_magic.notebook.front_end import FrontEnd
 from torchenv_magic.notebook.job import JobStage
 from torchenv_magic.notebook.picker import Picker, open_picker
@@ -51,12 +54,17 @@ def picker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Picker]:
     machine = next(item for item in machines() if item.name == "rtx-4090-torch-2.9")
     machine.lay_out(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    # What else runs in the process of the tests is no work of this session.
+    monkeypatch.setattr("torchenv_magic.notebook.session.child_processes", tuple)
+    monkeypatch.setattr("torchenv_magic.notebook.session._threads", tuple)
     monkeypatch.setenv("UV_OFFLINE", "1")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance(ipython_dir=str(tmp_path / "ipython"))
     picker = open_picker(shell, FrontEnd(kind="jupyter", reason="a test"))
     until(lambda: picker.state == "ready")
+    with picker._drawing:  # until it is drawn, too
+        pass
     yield picker
     InteractiveShell.clear_instance()
 
@@ -198,5 +206,126 @@ def test_no_button_works_before_the_machine_is_known() -> None:
 
 
 def test_every_stage_of_a_job_has_a_cancel_and_a_choice_that_is_closed() -> None:
-    assert {*get_args(JobStage), "stopping"} == BUSY
+    assert {*get_args(JobStage), "making", "stopping"} == BUSY
     assert EDITABLE.isdisjoint(BUSY)
+
+
+@pytest.fixture
+def not_ours(picker: Picker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Picker:
+    """Return a picker in an environment that is not to be changed."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    assert picker.status is not None
+    environment = replace(picker.status.environment, writable=False)
+    picker._set(status=replace(picker.status, environment=environment))
+    picker._rest()
+    return picker
+
+
+def test_where_nothing_can_be_installed_a_kernel_of_one_s_own_is_the_button(
+    not_ours: Picker, tmp_path: Path
+) -> None:
+    view = not_ours.view
+    assert not_ours.state == "not yours"
+    assert (view.primary.description, view.name.value) == (
+        "Make a kernel of your own",
+        "torch-cu132",
+    )
+    assert "is not writable" in view.said.value
+
+    # The name goes with the choice, until somebody writes one.
+    by_name = {str(value): value for _, value in view.choice.options}
+    (tmp_path / "jupyter" / "kernels" / "torch-cpu").mkdir(parents=True)
+    view.choice.value = by_name["cpu"]
+    assert view.name.value == "torch-cpu-2"
+    view.name.value = "mine"
+    view.choice.value = by_name["cu130"]
+    assert view.name.value == "mine"
+
+    view.name.value = "../mine"
+    view.primary.click()
+    until(lambda: not_ours.job is None)
+    assert not_ours.state == "not yours"
+    assert "can&#x27;t be the name of a kernel" in view.said.value
+    assert not (tmp_path / "data" / "torchenv").exists()
+
+
+def test_a_front_end_that_knows_no_other_kernel_is_offered_none(not_ours: Picker) -> None:
+    not_ours._front_end = FrontEnd(kind="colab", reason="a test")
+    not_ours._rest()
+
+    assert not_ours.state == "not possible"
+
+
+def test_a_kernel_that_was_made_is_switched_to_at_once_unless_the_session_holds_work(
+    not_ours: Picker, tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment"
+    kernel = OwnKernel(
+        name="mine",
+        display_name="mine (torch 2.13.0, CPU only)",
+        environment=environment,
+        specification=tmp_path,
+    )
+    not_ours._kernel = kernel
+    not_ours._set(lead="Made the kernel “mine” in 3.0 s")
+    not_ours._shell.user_ns["work"] = bytearray(2_000_000)
+    not_ours._weigh_switch()
+
+    assert not_ours.state == "made"
+    assert "1 variable (<code>work</code>, 2.0 MB) is lost with a switch." in (
+        not_ours.view.said.value
+    )
+    assert not_ours.view.primary.description == "Switch later"
+    with capture_output() as captured:
+        not_ours.view.primary.click()
+    (output,) = captured.outputs
+    assert output.data["text/plain"] == (
+        "Made the kernel “mine” in 3.0 s. Press Kernel ▸ Change Kernel… and choose “mine (torch "
+        "2.13.0, CPU only)”, then run `%torchenv verify`."
+    )
+    assert not_ours.is_over
+
+
+def test_what_a_plan_takes_from_others_is_named_on_the_button_and_cancel_takes_nothing(
+    picker: Picker,
+) -> None:
+    assert picker.status is not None
+    environment = picker.status.environment
+    plan = Plan(
+        request=picker.request(),
+        backend=Backend.parse("cpu"),
+        reason="a test",
+        python=environment.interpreter.executable,
+        prefix=environment.prefix,
+        source=Source(kind="index", location="https://nowhere"),
+        changes=(Change(name="numpy", action="replace", before="2.1.0", after="1.26.4"),),
+    )
+    picker._ask_consent(plan)
+
+    view = picker.view
+    assert look(picker._model).asks == view.restart.description
+    assert view.restart.description == "Replace numpy 2.1.0 by 1.26.4 and install"
+    assert "replace numpy 2.1.0 by 1.26.4" in view.said.value
+    # The button that had the keyboard does no harm.
+    assert view.primary.description == "Cancel"
+    view.primary.click()
+    assert picker.state == "cancelled"
+    assert view.primary.description == "Install and restart kernel"
+
+    # Whoever has seen the plan first reads it on the button that installs.
+    picker._planned(plan, "plan")
+    assert view.primary.description == "Replace numpy 2.1.0 by 1.26.4 and install"
+
+
+def test_what_a_restart_costs_is_said_before_the_click(picker: Picker) -> None:
+    assert "After the install the kernel is restarted" in picker.view.said.value
+    picker._shell.user_ns.update(
+        small=1, first=bytearray(4_000_000), second=bytearray(3_000_000), third=bytearray(2_000_000)
+    )
+    picker._rest()
+
+    assert (
+        "(largest: <code>first</code>, 4.0 MB; <code>second</code>, 3.0 MB; <code>third</code>, "
+        "2.0 MB) are lost with a restart. You are asked before the kernel is restarted."
+    ) in picker.view.said.value

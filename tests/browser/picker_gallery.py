@@ -15,7 +15,7 @@ from IPython.display import display
 from torchenv_magic.accelerators import Accelerator, ComputeCapability, Host, Platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, InstalledPackage
-from torchenv_magic.errors import InstallCancelled, PlanError
+from torchenv_magic.errors import InstallCancelled, PlanError, TargetError
 from torchenv_magic.installation.plan import Change, Download, Plan, Source
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.progress import Bytes
@@ -115,6 +115,13 @@ _PLAN = Plan(
         Download(name="nvidia-cublas-cu12", version="12.6.4.1", size_bytes=393_000_000),
     ),
 )
+_LOSING = replace(
+    _PLAN,
+    changes=(
+        *_PLAN.changes,
+        Change(name="numpy", action="replace", before="2.3.4", after="1.26.4"),
+    ),
+)
 _SESSION = (
     "`torch` is loaded in this session and can only change with a restart. 3 variables (largest: "
     "`df`, 1.2 GB) will be lost."
@@ -157,9 +164,29 @@ MODELS: Mapping[str, PickerModel] = {
     ),
     "ready": PickerModel(state="ready", status=_STATUS),
     "offline": PickerModel(state="ready", status=_STATUS, offline=True),
-    "planned": PickerModel(state="ready", status=_STATUS, plan=_PLAN, session=_SESSION),
+    "ready-with-work": PickerModel(
+        state="ready",
+        status=_STATUS,
+        asks_first=True,
+        session="12 variables (largest: `frame`, 1.2 GB; `weights`, 340 MB; `batch`, 12 MB) and 1 "
+        "child process (`python worker.py`, process 4242) are lost with a restart.",
+    ),
+    "planned": PickerModel(
+        state="ready", status=_STATUS, plan=_PLAN, session=_SESSION, asks_first=True
+    ),
+    "planned-with-losses": PickerModel(state="ready", status=_STATUS, plan=_LOSING),
     "nothing-to-do": PickerModel(state="nothing to do", status=_HERE),
     "not-possible": PickerModel(state="not possible", status=_FROZEN, error=obstacle(_FROZEN)),
+    "not-yours": PickerModel(state="not yours", status=_FROZEN, error=obstacle(_FROZEN)),
+    "not-yours-failed": PickerModel(
+        state="not yours",
+        status=_FROZEN,
+        error=TargetError(
+            "There is a kernel `torch-cu126` already: torch-cu126 (torch 2.13.0, CUDA 12.6)",
+            hint="take another name; `--yes` replaces it, `%torchenv new-kernel torch-cu126 "
+            "--remove` removes it",
+        ),
+    ),
     "no-build-fits": PickerModel(state="not possible", status=_NOTHING, error=obstacle(_NOTHING)),
     "planning": PickerModel(
         state="planning",
@@ -192,6 +219,15 @@ MODELS: Mapping[str, PickerModel] = {
             log=_LOG,
         ),
     ),
+    "making": PickerModel(
+        state="making",
+        status=_FROZEN,
+        job=JobState(
+            stage="installing",
+            message="Installing a kernel, and what the magic needs",
+            log=_LOG,
+        ),
+    ),
     "stopping": PickerModel(state="stopping", status=_STATUS, job=JobState(plan=_PLAN)),
     "verifying": PickerModel(state="verifying", status=_HERE, lead="Installed torch 2.13.0+cu126"),
     "cancelled": PickerModel(
@@ -216,6 +252,13 @@ MODELS: Mapping[str, PickerModel] = {
             "The wheel folder /wheels has torch 2.14.1+cu126, which fits",
             offers=(replace(_PLAN, source=Source(kind="folder", location="/wheels")),),
         ),
+    ),
+    "consenting": PickerModel(state="consenting", status=_STATUS, plan=_LOSING),
+    "made": PickerModel(
+        state="made",
+        status=_FROZEN,
+        lead="Made the kernel “torch-cu126 (torch 2.14.1, CUDA 12.6)” in 41.0 s",
+        session="3 variables (largest: `df`, 1.2 GB) are lost with a switch.",
     ),
     "asking": PickerModel(
         state="asking",
@@ -250,9 +293,12 @@ def show(name: str) -> None:
         on_restart=nothing,
         on_choice=nothing,
         on_fields=nothing,
+        on_name=nothing,
     )
     if model.status is not None:
         view.offer(choices(model.status))
         view.vision.value = True
+        if model.state in ("not yours", "making"):
+            view.name.value = "torch-cu126"
     view.draw(look(model))
     display(view.root)  # type: ignore[no-untyped-call]

@@ -22,15 +22,19 @@ from uuid import uuid4
 from IPython.display import display
 
 from torchenv_magic.builds.current import is_offline, is_stale
-from torchenv_magic.errors import TorchEnvError
+from torchenv_magic.environment import FAMILY_MEMBERS
+from torchenv_magic.errors import ConsentError, InstallCancelled, TargetError, TorchEnvError
 from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.new_kernel import Made, OwnKernel, free_name, read_places
 from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError
+from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.installation.uv import find_uv
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_in_child
 from torchenv_magic.notebook.front_end import FrontEnd, read_session
 from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job, expected
+from torchenv_magic.notebook.kernel_job import KernelJob, check_front_end
 from torchenv_magic.notebook.picker_look import (
     BUSY,
     EDITABLE,
@@ -50,6 +54,7 @@ from torchenv_magic.notebook.restart import (
     Restart,
     RungChoice,
     colab_restart_button,
+    how_to_choose,
     how_to_restart,
 )
 from torchenv_magic.notebook.session import SessionEffects, describe_session
@@ -65,12 +70,17 @@ __all__ = ["Picker", "open_picker"]
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["plan", "verify", "install"]
-"""What a click is for. `verify` is a plan that is expected to have nothing to do."""
+Purpose = Literal["plan", "verify", "install", "make"]
+"""What a click is for. `verify` is a plan that is expected to have nothing to do; `make` makes a
+kernel of one's own."""
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
 _REDRAW_SECONDS = 0.15
+# What the history of an environment calls it.
+_COMMAND = "the picker"
+# From here on no look at the machine changes what is shown.
+_LATE = ("consenting", "asking", "made", "restarting", "verifying", "over")
 # The second half of a double click on the button for a plan, which by then is the one that cancels.
 _DOUBLE_CLICK_SECONDS = 0.4
 
@@ -107,6 +117,8 @@ class Picker:
         self._filled: tuple[object, ...] = ()
         self._filling = False
         self._by_hand = False
+        self._named = False
+        self._kernel: OwnKernel | None = None
         self._built = threading.Event()
         self._looked = threading.Event()
         self._drawing = threading.RLock()
@@ -118,6 +130,7 @@ class Picker:
             on_restart=self._guarded(self._on_restart),
             on_choice=self._guarded(self._on_choice),
             on_fields=self._guarded(self._on_fields),
+            on_name=self._guarded(self._on_name),
         )
         self.view.draw(look(self._model))
         self._built.set()
@@ -207,7 +220,7 @@ class Picker:
                 self._refresh(status)
             elif self._is_idle:
                 # The first look may be over before there are widgets to ask.
-                is_new = self.status is None or self.state == "not possible"
+                is_new = self.status is None or self.state in ("not possible", "not yours")
                 if is_new or self.view.values() == self._filled:
                     self._fill(status)
                 else:
@@ -233,7 +246,8 @@ class Picker:
 
     def _ask_index(self, before: Status) -> None:
         """Look again with what the index says by now, and redraw where the choice is another."""
-        if not is_stale(before.host.platform.wheel_platform, os.environ):
+        mirror = mirror_base(prefix=before.environment.prefix)
+        if not is_stale(before.host.platform.wheel_platform, os.environ, mirror=mirror):
             return
         try:
             status = read_status(refresh="stale")
@@ -253,7 +267,7 @@ class Picker:
 
     @property
     def _is_idle(self) -> bool:
-        return self.job is None and self.state not in ("asking", "restarting", "verifying", "over")
+        return self.job is None and self.state not in _LATE
 
     def _fill(self, status: Status) -> None:
         self._built.wait()
@@ -279,9 +293,49 @@ class Picker:
         """Wait for the next click, in the state that the fields and the environment are in."""
         error = obstacle(self.status) if self.status is not None else None
         if error is not None:
-            self._set(state="not possible", error=error)
+            self._set(state=self._blocked(error), error=error)
+            self._suggest_name()
         else:
-            self._set(state="nothing to do" if self._is_satisfied() else "ready", error=None)
+            self._set(
+                state="nothing to do" if self._is_satisfied() else "ready",
+                error=None,
+                **self._costs(),
+            )
+
+    def _costs(self) -> dict[str, Any]:
+        """Return what a restart after the install would take, for the model."""
+        plan, status = self._model.plan, self.status
+        packages = status.environment.packages if status is not None else ()
+        # What is not planned yet is guessed to be what it mostly is: the family, as far as it is
+        # there.
+        changed = (
+            [each.name for each in plan.changes]
+            if plan is not None
+            else [each.name for each in packages if each.name in FAMILY_MEMBERS]
+        )
+        effects = describe_session(self._shell, changed)
+        return {"session": str(effects), "asks_first": effects.holds_work}
+
+    def _blocked(self, obstacle: TorchEnvError) -> PickerState:
+        """Return the state of a picker that can't install: a kernel of one's own may be a way."""
+        status = self.status
+        if not isinstance(obstacle, TargetError) or status is None:
+            return "not possible"
+        try:
+            check_front_end(self._front_end.kind)
+        except TargetError:
+            return "not possible"
+        fits = any(item.fits for item in status.selection.alternatives)
+        return "not yours" if fits else "not possible"
+
+    def _suggest_name(self) -> None:
+        if self.state == "not yours" and not self._named and self.view.choice.value is not None:
+            self._filling = True
+            self.view.name.value = free_name(f"torch-{self.view.choice.value}", read_places())
+            self._filling = False
+
+    def _on_name(self) -> None:
+        self._named = self._named or not self._filling
 
     def _is_satisfied(self) -> bool:
         """Whether what is asked for seems to be here: cheap, since uv has the last word anyway."""
@@ -370,15 +424,25 @@ class Picker:
             self._begin("verify")
         elif self.state == "offered" and isinstance(self._model.error, IndexUnreachableError):
             self._begin("install", plan=self._model.error.offers[0])
+        elif self.state == "not yours":
+            self._begin("make")
         elif self.state in EDITABLE:
-            self._begin("install")
+            plan = self._model.plan
+            # What is lost by it was shown, and is named on the button.
+            self._begin("install", plan=plan if plan is not None and plan.losses else None)
         elif self.state == "not possible":
             self._verify("")
+        elif self.state == "consenting":
+            self._fail(InstallCancelled("Not installed; the environment is as it was"))
         elif self.state == "asking":
             self._keep() if self._model.may_keep else self._leave()
+        elif self.state == "made":
+            self._say_how_to_choose()
 
     def _on_secondary(self) -> None:
-        if self.state in EDITABLE:
+        if self.state == "not yours":
+            self._verify("")
+        elif self.state in EDITABLE:
             self._begin("plan")
         elif self.state in BUSY and time.monotonic() - self._planned_at > _DOUBLE_CLICK_SECONDS:
             self._cancel()
@@ -404,16 +468,27 @@ class Picker:
             self._before = {package.name: package.version for package in packages}
             self._stopping = False
             self._planned_at = time.monotonic() if purpose == "plan" else 0.0
-            self.job = Job(
-                status,
-                request,
-                plan=plan,
-                only_plan=purpose != "install",
-                look=lambda: self._choose_for(request),
-                on_change=self._on_progress,
-                on_end=lambda job: self._on_end(job, purpose),
-            )
-            self._set(state="planning", job=self.job.state, error=None)
+            if purpose == "make":
+                self.job = KernelJob(
+                    status,
+                    request,
+                    name=self.view.name.value.strip(),
+                    command=_COMMAND,
+                    on_change=self._on_progress,
+                    on_end=lambda job: self._on_end(job, purpose),
+                )
+            else:
+                self.job = Job(
+                    status,
+                    request,
+                    plan=plan,
+                    only_plan=purpose != "install",
+                    look=lambda: self._choose_for(request),
+                    on_change=self._on_progress,
+                    on_end=lambda job: self._on_end(job, purpose),
+                )
+            state: PickerState = "making" if purpose == "make" else "planning"
+            self._set(state=state, job=self.job.state, error=None)
         self._interrupt.begin(self._cancel)
         self.job.start()
 
@@ -424,7 +499,7 @@ class Picker:
         self._redrawn = now
         with self._drawing:
             if self.job is job:
-                stage = state_of_job(job.state)
+                stage = "making" if isinstance(job, KernelJob) else state_of_job(job.state)
                 self._set(state="stopping" if self._stopping else stage, job=job.state)
 
     # ------------------------------------------------------------------------------------- ending
@@ -435,8 +510,14 @@ class Picker:
     def _finish(self, job: Job, purpose: Purpose) -> None:
         state = job.state
         self._interrupt.end()
-        if state.error is not None:
+        if isinstance(state.error, ConsentError) and state.plan is not None:
+            self._ask_consent(state.plan)
+        elif state.cancelled and purpose == "make":
+            self._fail(InstallCancelled("Cancelled; nothing of the kernel was kept"))
+        elif state.error is not None:
             self._fail(state.error)
+        elif state.made is not None:
+            self._made(state.made)
         elif state.result is None and state.plan is not None:
             self._planned(state.plan, purpose)
         elif state.result is not None and not state.result.changed:
@@ -450,11 +531,66 @@ class Picker:
             install_plan(plan)
             self._verify("Nothing to do: what you asked for is installed already")
             return
-        changed = [change.name for change in plan.changes]
         with self._drawing:
             self.job = None
-            self._set(plan=plan, job=None, session=str(describe_session(self._shell, changed)))
+            self._set(plan=plan, job=None)
             self._rest()
+
+    def _ask_consent(self, plan: Plan) -> None:
+        """Show what would be lost, and go on with this very plan or not at all."""
+        with self._drawing:
+            self.job = None
+            self._set(state="consenting", plan=plan, job=None, error=None)
+            self._set(**self._costs())
+
+    # -------------------------------------------------------------------- a kernel of one's own
+
+    def _made(self, made: Made) -> None:
+        self._kernel = made.kernel
+        with self._drawing:
+            self.job = None
+            self._set(state="restarting", job=None, lead=str(made), switches=True)
+        if self._front_end.kind == "jupyter":
+            # A cell that runs now may hold more when it ends.
+            self._restart.between_cells(self._guarded(self._weigh_switch))
+        else:
+            self._say_how_to_choose()
+
+    def _weigh_switch(self) -> None:
+        effects = describe_session(self._shell, ())
+        if effects.holds_work:
+            self._set(state="made", session=effects.lost_by("a switch"))
+        else:
+            self._switch()
+
+    def _say_how_to_choose(self, why: str = "") -> None:
+        kernel = self._kernel
+        if kernel is None:
+            return
+        how = how_to_choose(
+            self._front_end.kind, name=kernel.name, display_name=kernel.display_name
+        )
+        text = f"{self._model.lead}.{why} {how}."
+        self._replace({"text/html": message_html(text, tone="good"), "text/plain": text})
+
+    def _switch(self) -> None:
+        kernel, lead = self._kernel, self._model.lead
+        if kernel is None:
+            return
+        text = f"{lead}. Switching this notebook to it…"
+        self._replace({"text/html": message_html(text, tone="good"), "text/plain": text})
+        after = (
+            f"{lead}; this notebook has it now. The verification cell shows whether PyTorch works."
+        )
+        self._restart.switch(
+            kernel.name,
+            display_id=self._displays[-1],
+            after={"text/html": message_html(after, tone="good"), "text/plain": after},
+            on_failure=lambda reason: self._say_how_to_choose(
+                f" The notebook was not switched to it: {reason}."
+            ),
+            session=self._session,
+        )
 
     def _found(self, words: str) -> None:
         """Go on where nothing was to do: mostly because another process's install had done it."""
@@ -504,6 +640,13 @@ class Picker:
         self._replace({"text/html": message_html(text), "text/plain": text})
 
     def _on_restart(self) -> None:
+        if self.state == "consenting":
+            self._begin("install", plan=self._model.plan)
+            return
+        if self.state == "made":
+            self._session = read_session(self._shell)
+            self._switch()
+            return
         if self.state != "asking":
             return
         self._session = read_session(self._shell)
@@ -580,8 +723,9 @@ class Picker:
         with self._drawing:
             self.job = None
             state = state_of_error(error)
-            if self.status is not None and obstacle(self.status) is not None:
-                state = "not possible"
+            reason = obstacle(self.status) if self.status is not None else None
+            if reason is not None:
+                state = self._blocked(reason)
             self._set(state=state, job=None, plan=None, error=error)
 
 

@@ -13,17 +13,22 @@ from typing import Literal
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import check_target
-from torchenv_magic.errors import InstallCancelled, SelectionError, TargetError, TorchEnvError
+from torchenv_magic.errors import (
+    ConsentError,
+    InstallCancelled,
+    SelectionError,
+    TargetError,
+    TorchEnvError,
+)
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.job import JobState
 from torchenv_magic.notebook.rendering import (
     alternatives_html,
-    bar_html,
     changes_html,
     facts_html,
     log_html,
-    progress_words,
+    running_html,
     status_rows,
     summary_html,
     title_html,
@@ -53,21 +58,27 @@ PickerState = Literal[
     "ready",
     "nothing to do",
     "not possible",
+    "not yours",
     "planning",
     "joining",
     "installing",
+    "making",
     "stopping",
     "verifying",
     "cancelled",
     "failed",
     "offered",
+    "consenting",
     "asking",
+    "made",
     "restarting",
     "over",
 ]
-"""`offered`: the index is away, and there is another place to install from. `asking`: all is
-installed, and the session holds what a restart would cost. `over`: restarting or verified; what
-came of it stands in the picker's place."""
+"""`not yours`: nothing can be installed here, but a kernel of one's own can be made, which `making`
+does. `offered`: the index is away, and there is another place to install from. `consenting`: the
+plan changes packages that are no part of PyTorch. `asking`: all is installed, and the session holds
+what a restart would cost; `made`: the same of a new kernel, and of the switch to it. `over`:
+restarting, switching or verified; what came of it stands in the picker's place."""
 
 TITLE = "PyTorch for this kernel"
 
@@ -76,7 +87,10 @@ INSTALL_ONLY = "Install"
 PLAN = "Show plan"
 VERIFY = "Verify PyTorch"
 CANCEL = "Cancel"
+MAKE = "Make a kernel of your own"
 KEEP = "Keep the session"
+STAY = "Switch later"
+SWITCH = "Switch to it now"
 LATER = "Restart later"
 RESTART = "Restart now"
 
@@ -88,6 +102,12 @@ _BEFORE_A_PLAN = (
 _OFFLINE = (
     "`UV_OFFLINE` is set: until it is unset, only what uv's cache or a wheel folder holds can be "
     "installed."
+)
+
+_OF_YOUR_OWN = (
+    "A kernel of your own is an environment in your home with the build and the packages that are "
+    "chosen above, and no others. Jupyter lists it, this notebook is given it, and nothing else "
+    "is touched."
 )
 
 # A log of uv's is long: while it grows, its end is what tells where the install stands.
@@ -112,6 +132,10 @@ class PickerModel:
     error: TorchEnvError | None = None
     lead: str = ""
     """What was installed."""
+    asks_first: bool = False
+    """Whether the session holds what took work, so that a restart is asked for."""
+    switches: bool = False
+    """Whether it is not a restart that ends this session, but a kernel of one's own."""
     may_keep: bool = False
     """Whether nothing that changed is loaded, so that the session may go on."""
 
@@ -126,8 +150,10 @@ class Look:
     works: bool
     """Whether the first button does anything; it keeps its place and the keyboard where not."""
     secondary: str
-    asks: bool
-    """Whether the button is there that restarts a session which holds work."""
+    asks: str
+    """The words on the button that costs something: the first one does no harm then."""
+    names: bool
+    """Whether the field for a kernel's name is there."""
     facts: str
     said: str
     """Above the buttons: what they would do, or what there is to know before one is pressed."""
@@ -142,7 +168,8 @@ class _Row:
     primary: str = ""
     works: bool = False
     secondary: str = ""
-    asks: bool = False
+    asks: str = ""
+    names: bool = False
 
 
 _ROWS: Mapping[PickerState, _Row] = {
@@ -150,16 +177,20 @@ _ROWS: Mapping[PickerState, _Row] = {
     "ready": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
     "nothing to do": _Row(fields="open", primary=VERIFY, works=True, secondary=PLAN),
     "not possible": _Row(primary=VERIFY, works=True),
+    "not yours": _Row(fields="open", primary=MAKE, works=True, secondary=VERIFY, names=True),
     "planning": _Row(primary="Planning…", secondary=CANCEL),
     "joining": _Row(primary="Waiting…", secondary=CANCEL),
     "installing": _Row(primary="Installing…", secondary=CANCEL),
+    "making": _Row(primary="Making…", secondary=CANCEL, names=True),
     "stopping": _Row(primary="Stopping…", secondary=CANCEL),
     "verifying": _Row(primary="Verifying…"),
     "cancelled": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
     "failed": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
     "offered": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
     # The button that had the keyboard all the while becomes the one that does no harm.
-    "asking": _Row(primary=KEEP, works=True, asks=True),
+    "consenting": _Row(primary=CANCEL, works=True, asks=INSTALL),
+    "asking": _Row(primary=KEEP, works=True, asks=RESTART),
+    "made": _Row(primary=STAY, works=True, asks=SWITCH),
     "restarting": _Row(primary="Restarting…"),
     "over": _Row(fields="hidden"),
 }
@@ -169,6 +200,7 @@ _TONES: Mapping[PickerState, str] = {
     "cancelled": "calm",
     "failed": "bad",
     "not possible": "warn",
+    "not yours": "warn",
     "offered": "warn",
 }
 
@@ -186,8 +218,9 @@ def look(model: PickerModel) -> Look:
         fields=row.fields,
         primary=_primary(row.primary, model),
         works=row.works,
-        secondary=row.secondary,
-        asks=row.asks,
+        secondary=_secondary(row.secondary, model),
+        asks=_asks(row.asks, model),
+        names=row.names,
         facts=_facts(model),
         said=_said(model),
         progress=_progress(model),
@@ -280,7 +313,33 @@ def _primary(words: str, model: PickerModel) -> str:
         return KEEP if model.may_keep else LATER
     if model.state == "not possible" and (model.status is None or model.status.torch is None):
         return ""
-    return INSTALL_ONLY if words == INSTALL and not model.restarts else words
+    if words == INSTALL:
+        return _install_words(model)
+    return words
+
+
+def _install_words(model: PickerModel) -> str:
+    """Return what the button says that installs; it names what is lost."""
+    losses = model.plan.losses if model.plan is not None else ()
+    if losses:
+        first = losses[0]
+        what = f"Replace {first.name} {first.before} by {first.after}"
+        if first.after is None:
+            what = f"Remove {first.name} {first.before}"
+        if len(losses) > 1:
+            what = f"Change {len(losses)} packages of yours"
+        return f"{what} and install"
+    return INSTALL if model.restarts else INSTALL_ONLY
+
+
+def _secondary(words: str, model: PickerModel) -> str:
+    # There may be nothing yet that could be verified.
+    absent = model.status is None or model.status.torch is None
+    return "" if words == VERIFY and absent else words
+
+
+def _asks(words: str, model: PickerModel) -> str:
+    return _install_words(model) if words == INSTALL else words
 
 
 def _facts(model: PickerModel) -> str:
@@ -297,26 +356,66 @@ def _facts(model: PickerModel) -> str:
 
 
 def _said(model: PickerModel) -> str:
-    if model.status is None or model.state == "over":
+    if model.status is None or model.state in ("restarting", "verifying", "over"):
         return ""
-    if model.state == "asking":
+    if model.state in ("asking", "made"):
         lead, words = words_html(model.lead), words_html(model.session)
         return _block(f"<div role='alert'><p><strong>{lead}.</strong> {words}</p></div>")
+    if model.state == "not yours":
+        return _block(*_not_yours(model))
     if model.error is not None and model.state in _TONES:
         return _block(_error_html(model.error, tone=_TONES[model.state]))
+    if model.state == "making":
+        return _block(f"<p class='torchenv-quiet'>{_OF_YOUR_OWN}</p>")
     plan = (model.job.plan if model.job else None) or model.plan
     if plan is not None and not plan.nothing_to_do:
         return _block(
+            _losses(plan, asks=model.state == "consenting"),
             f"<p>{escape(plan.summary)}</p>",
             f"<p class='torchenv-quiet'>from {escape(str(plan.source))}</p>",
             *(f"<p class='torchenv-quiet'>{words_html(note)}</p>" for note in plan.notes),
-            f"<p>{words_html(model.session)}</p>" if model.session and model.restarts else "",
+            *(f"<p class='torchenv-warn'>{words_html(note)}</p>" for note in plan.space_notes),
+            *_afterwards(model),
             changes_html(plan),
         )
     if model.state == "nothing to do":
         return _block(*(f"<p>{words_html(text)}</p>" for text in _nothing_to_do(model.status)))
     offline = f"<p class='torchenv-warn'>{words_html(_OFFLINE)}</p>" if model.offline else ""
-    return _block(offline, f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
+    return _block(offline, *_afterwards(model), f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
+
+
+def _afterwards(model: PickerModel) -> list[str]:
+    """Return what follows an install, and what it would cost the session."""
+    if not model.restarts:
+        return []
+    words = f"{model.session} " if model.session else ""
+    if model.asks_first:
+        words += "You are asked before the kernel is restarted."
+    else:
+        words += "After the install the kernel is restarted, and PyTorch verified."
+    return [f"<p>{words_html(words)}</p>"]
+
+
+def _losses(plan: Plan, *, asks: bool) -> str:
+    try:
+        plan.check_consent()
+    except ConsentError as error:
+        words = f"<p class='torchenv-warn'>{words_html(error.message)}.</p>"
+        return f"<div role='alert'>{words}</div>" if asks else words
+    return ""
+
+
+def _not_yours(model: PickerModel) -> list[str]:
+    error = model.error
+    parts = [f"<p class='torchenv-quiet'>{_OF_YOUR_OWN}</p>"]
+    if error is not None:
+        tone = "calm" if isinstance(error, InstallCancelled) else _TONES[model.state]
+        # Of what stands in the way the button is the hint.
+        shown = TargetError(error.message, detail=error.detail)
+        reason = obstacle(model.status) if model.status is not None else None
+        hinted = reason is None or error.message != reason.message
+        parts.insert(0, _error_html(error if hinted else shown, tone=tone))
+    return parts
 
 
 def _nothing_to_do(status: Status) -> list[str]:
@@ -335,18 +434,18 @@ def _progress(model: PickerModel) -> str:
     if model.state == "stopping":
         return _block("<p role='status'>Stopping…</p>")
     if model.state == "restarting":
-        return _block(f"<p role='status'>{words_html(model.lead)}. Restarting the kernel…</p>")
+        what = "Switching this notebook to it…" if model.switches else "Restarting the kernel…"
+        return _block(f"<p role='status'>{words_html(model.lead)}. {what}</p>")
     if model.state == "verifying":
         lead = f"{words_html(model.lead)}. " if model.lead else ""
         return _block(f"<p role='status'>{lead}A process of its own computes with torch now.</p>")
     job = model.job
     if model.state not in BUSY or job is None:
         return ""
-    words = words_html(job.message)
-    if job.bytes is None:
-        return _block(f"<p role='status'>{words}</p>")
-    numbers = escape(progress_words(job.bytes))
-    return _block(bar_html(job.bytes), f"<p role='status'>{words}<br>{numbers}</p>")
+    running = running_html(
+        job.message, progress=job.bytes, count=job.count, phase=job.phase, plan=job.plan
+    )
+    return _block(running)
 
 
 def _error_html(error: TorchEnvError, *, tone: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from torchenv_magic.notebook.picker_look import RESTART, Choices, Look
+from torchenv_magic.notebook.picker_look import Choices, Look
 from torchenv_magic.notebook.picker_style import PICKER_STYLE
 from torchenv_magic.notebook.rendering import STYLE, summary_html
 
@@ -34,12 +34,14 @@ class PickerView:
         on_restart: Callable[[], None],
         on_choice: Callable[[], None],
         on_fields: Callable[[], None],
+        on_name: Callable[[], None],
     ) -> None:
         self._on_primary = on_primary
         self._on_secondary = on_secondary
         self._on_restart = on_restart
         self._on_choice = on_choice
         self._on_fields = on_fields
+        self._on_name = on_name
         self._layout = widgets.Layout(width="auto")
         self._sheet = widgets.HTML(f"{STYLE}{PICKER_STYLE}", layout=self._layout)
         self._html_style = self._sheet.style
@@ -85,6 +87,17 @@ class PickerView:
             tooltip="more packages, as pip writes them",
             style=self.version.style,
         )
+
+    @cached_property
+    def name(self) -> widgets.Text:
+        name = widgets.Text(
+            description="kernel's name",
+            tooltip="letters, digits, dots, dashes and underscores",
+            layout=self._layout,
+            style=self.version.style,
+        )
+        name.observe(lambda _: self._on_name(), names="value")
+        return name
 
     @cached_property
     def said(self) -> widgets.HTML:
@@ -164,8 +177,12 @@ class PickerView:
         _show(self.secondary, words=look.secondary)
         self.primary.button_style = "primary" if look.works and not look.asks else ""
         children = [self._sheet, self.facts, *self._fields]
+        if look.names or "name" in self.__dict__:
+            self.name.disabled = look.fields == "closed"
+            _hide(self.name, hidden=not look.names)
+            children.insert(children.index(self.said), self.name)
         if look.asks or "restart" in self.__dict__:
-            _show(self.restart, words=RESTART if look.asks else "")
+            _show(self.restart, words=look.asks)
             self._buttons.children = (self.primary, self.secondary, self.restart)
         if look.log or "log" in self.__dict__:
             self.log.value = look.log
