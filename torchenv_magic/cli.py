@@ -270,6 +270,7 @@ def _new_kernel(words: Words) -> int:
     from torchenv_magic.environment import read_environment
     from torchenv_magic.installation.new_kernel import make_kernel, remove_kernel
     from torchenv_magic.installation.planning import IndexUnreachableError
+    from torchenv_magic.installation.progress import Event
     from torchenv_magic.status import read_status
     from torchenv_magic.verification import verify
 
@@ -304,9 +305,10 @@ def _new_kernel(words: Words) -> int:
     if not words.json:
         _print_text(_colored(f"{made}.", "32", sys.stdout))
         _print_text(f"Choose it in Jupyter, or run `jupyter console --kernel={made.kernel.name}`.")
-    verification = verify(
-        read_environment(made.kernel.python), made.result.expectation, in_process=False
-    )
+    environment = read_environment(made.kernel.python)
+    with _progress(words) as progress:
+        progress(Event(phase="verify", message="Verifying that PyTorch works"))
+        verification = verify(environment, made.result.expectation, in_process=False)
     data = {"kernel": to_json(made.kernel), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)

@@ -39,6 +39,7 @@ from torchenv_magic.errors import (
     UvError,
 )
 from torchenv_magic.installation.failures import explain
+from torchenv_magic.installation.narrator import Silence
 from torchenv_magic.installation.plan import Source, source_arguments
 from torchenv_magic.installation.progress import Bytes, Event, OnEvent, format_bytes, guarded
 from torchenv_magic.installation.settings import Sites
@@ -334,6 +335,9 @@ class _Fetcher:
     _done: dict[str, int] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _samples: list[tuple[float, int]] = field(default_factory=list)
+    _silence: Silence = field(
+        default_factory=lambda: Silence(retry_seconds=round(_WAIT_SECONDS), who="torchenv")
+    )
 
     def fetch(self, wheels: Sequence[Wheel]) -> tuple[Wheel, ...]:
         parts = self.directory / _PARTS
@@ -442,16 +446,19 @@ class _Fetcher:
         while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_SECONDS:
             self._samples.pop(0)
         start, before = self._samples[0]
-        moving = now - start > 1 and count > before
+        silent_seconds, message = self._silence.look(count)
+        moving = now - start > 1 and count > before and not silent_seconds
         self.tell(
             Event(
                 phase="download",
+                message=message,
                 bytes=Bytes(
                     done=count,
                     total=max(count, sum(wheel.size_bytes or 0 for wheel in wheels)),
                     per_second=(count - before) / (now - start) if moving else None,
                     packages=tuple(row for row in rows if row[1] < row[2]),
                     unknown=sum(wheel.size_bytes is None for wheel in wheels),
+                    silent_seconds=silent_seconds,
                 ),
             )
         )
