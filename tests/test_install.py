@@ -595,6 +595,72 @@ def test_an_environment_that_is_not_writable_is_refused_before_anything(target: 
     assert not plan.nothing_to_do
 
 
+def add_torch(target: Target, folder: Path, version: str, code: str) -> None:
+    """Serve a torch whose import runs `code`; the cache, which tests share, knows its version."""
+    files = {"torch/__init__.py": code, "torch/version.py": f"__version__ = '{version}+cpu'\n"}
+    target.standin.add_wheel("cpu", make_wheel(folder, "torch", f"{version}+cpu", files=files))
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "last"),
+    [
+        (
+            "2.14.7",
+            "raise ImportError('libmade.so: no luck')\n",
+            r"ImportError: libmade\.so: no luck",
+        ),
+        ("2.14.8", "import os; os.abort()\n", "it crashed with signal 6"),
+    ],
+)
+@POSIX
+def test_a_torch_that_does_not_import_is_put_back(
+    target: Target, tmp_path: Path, version: str, code: str, last: str
+) -> None:
+    target.fill("cpu", "torch")
+    add_torch(target, tmp_path, version, code)
+    plan = target.plan("cpu", f"torch=={version}")
+    before = target.snapshot()
+    events: list[Event] = []
+    with pytest.raises(InstallError, match=rf"can't be imported: {last}") as caught:
+        install_plan(plan, on_event=events.append)
+    assert "what was there before is back" in caught.value.hint
+    assert phases(events)[-2:] == ["check", "restore"]
+    assert target.snapshot() == before
+    assert target.imported() == f"{TORCH}+cpu"
+
+
+@POSIX
+def test_cancelled_while_the_import_is_tried(target: Target, tmp_path: Path) -> None:
+    target.fill("cpu", "torch")
+    started = tmp_path / "started"
+    code = f"import time; open({str(started)!r}, 'w').close(); time.sleep(300)\n"
+    add_torch(target, tmp_path, "2.14.9", code)
+    plan = target.plan("cpu", "torch==2.14.9")
+    before = target.snapshot()
+    cancellation = Cancellation()
+    thread, errors = in_thread(lambda: install_plan(plan, cancellation=cancellation))
+    limit = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    asked = time.monotonic()
+    cancellation.cancel()
+    thread.join(60)
+    assert time.monotonic() - asked < 10
+    assert [type(error) for error in errors] == [InstallCancelled]
+    assert target.snapshot() == before
+
+
+def test_nothing_is_imported_where_no_member_of_the_family_changes(
+    target: Target, tmp_path: Path
+) -> None:
+    target.uv(str(make_wheel(tmp_path, "torch", "2.14.9+cpu", files={
+        "torch/__init__.py": "raise ImportError\n",
+        "torch/version.py": "cuda = None\n",
+    })))  # fmt: skip
+    target.install("cpu", "torch", "sympy")
+    assert "sympy" in target.versions()
+
+
 @pytest.mark.parametrize("lost", ["torch/version.py", "torchvision/__init__.py", "torch"])
 def test_a_copy_that_was_killed_half_way_is_found_and_made_whole(target: Target, lost: str) -> None:
     # Of which uv says that all is installed.

@@ -364,6 +364,48 @@ def test_work_goes_where_a_restart_is_asked_for(started: Started) -> None:
     assert not kernel.value("'data' in globals()")
 
 
+# ------------------------------------------------------------------------------------ undo, history
+
+
+def test_undo_restarts_and_proves_what_is_back_and_the_history_tells_it(started: Started) -> None:
+    kernel, _ = started
+    request = kernel.send("%torchenv undo", cell_id=CELL)
+    assert kernel.reply(request)["evalue"].startswith("There is nothing to undo")
+    run(kernel, OLDER)
+    run(kernel, "%torchenv install cpu torch==2.13.0 --restart=never")
+    run(kernel, "import torch")
+    request = kernel.send("%torchenv undo", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    text = verified(kernel, request)
+    assert re.match(
+        r"Undone in [\d.]+ s: torch 2\.12\.0\+cpu.* back; the kernel was restarted", text
+    )
+    assert "PyTorch works\n" in text
+    assert kernel.value("'kept' in globals()") is False
+    run(kernel, LOAD)
+    request = kernel.send("%torchenv history", cell_id=CELL)
+    [table] = shown(kernel, request)
+    lines = table.splitlines()
+    assert "undone: torch 2.12.0+cpu is back" in lines[1]
+    assert "%torchenv undo (" in lines[1]
+    assert "%torchenv install cpu torch==2.13.0 --restart=never (" in lines[2]
+    assert lines[-1] == "`%torchenv undo` goes back to torch 2.13.0+cpu."
+
+
+def test_undoing_the_first_install_says_what_the_session_still_has(started: Started) -> None:
+    kernel, _ = started
+    run(kernel, OLDER)
+    request = kernel.send("%torchenv undo", cell_id=CELL)
+    assert kernel.reply(request)["status"] == "ok"
+    [text] = shown(kernel, request)
+    assert re.fullmatch(
+        r"Undone in .* gone again\. PyTorch is not installed now\. `torch` is loaded in this "
+        r"session and can only change with a restart\.",
+        text,
+    )
+    assert kernel.value("kept") == 1
+
+
 # ---------------------------------------------------------------------------------------- failures
 
 
