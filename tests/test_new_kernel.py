@@ -16,12 +16,9 @@ from pathlib import Path
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from tests.browser.kernel_environment import PROJECT_ROOT
 from tests.kernels import Kernel
-from tests.standin import make_wheel
 from tests.targets import Target, selected
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
@@ -41,39 +38,12 @@ from torchenv_magic.installation.new_kernel import (
     read_places,
     remove_kernel,
 )
-from torchenv_magic.installation.own_wheel import wheel_of
 from torchenv_magic.installation.progress import Event, OnEvent
 from torchenv_magic.installation.settings import Sites
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.selection import Request, Selection
 
-pytest_plugins = ["tests.target_fixtures"]
-
-
-def closure(*names: str) -> set[str]:
-    """Return the names of installed distributions, with all that they need here."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in found:
-            continue
-        found.add(name)
-        for text in importlib.metadata.requires(name) or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found
-
-
-@pytest.fixture(scope="session")
-def kernel_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of all that a kernel needs, packed from what is installed here."""
-    folder = tmp_path_factory.mktemp("kernel-wheels")
-    for name in closure("ipykernel", "torchenv-magic") - {"torchenv-magic"}:
-        wheel_of(importlib.metadata.distribution(name), folder)
-    make_wheel(folder, "pip", "99", files={"pip/__init__.py": ""})
-    return folder
+pytest_plugins = ["tests.kernel_wheels", "tests.target_fixtures"]
 
 
 @dataclass(frozen=True, kw_only=True)
