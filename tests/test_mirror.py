@@ -19,10 +19,11 @@ from tests.standin.server import INDEX_HOST
 from tests.targets import Target, selected
 from torchenv_magic.errors import RequestError, SourceError, TorchEnvError
 from torchenv_magic.installation.install import install_plan
-from torchenv_magic.installation.plan import Plan
+from torchenv_magic.installation.plan import Plan, Source
 from torchenv_magic.installation.planning import make_plan
 from torchenv_magic.installation.progress import Event
 from torchenv_magic.installation.settings import Sites, read_sites
+from torchenv_magic.installation.sources import source_environment
 from torchenv_magic.selection import Request
 from torchenv_magic.serialization import to_json
 from torchenv_magic.status import read_selection
@@ -352,3 +353,31 @@ def test_a_source_distribution_of_torch_is_not_taken_from_uvs_own_folders(
     with pytest.raises(TorchEnvError) as caught:
         make_plan(selected("cu126"), target.read(), Request(), sites=Sites(allow_sdist=True))
     assert "2.99.0" in caught.value.detail
+
+
+def test_a_mirror_of_pages_alone_is_told_and_not_followed(target: Target, tmp_path: Path) -> None:
+    for name in ("torch", "triton"):
+        links = "".join(
+            f'<a href="https://{FILE_HOST}/whl/cu126/{wheel.path.name.replace("+", "%2B")}'
+            f'#sha256={wheel.sha256}">{wheel.path.name}</a>'
+            for wheel in target.standin.wheels("cu126")
+            if wheel.name == name
+        )
+        (tmp_path / "cu126" / name).mkdir(parents=True)
+        (tmp_path / "cu126" / name / "index.html").write_text(f"<html>{links}</html>", "utf-8")
+    with pytest.raises(SourceError, match=f"to {FILE_HOST}") as caught:
+        plan_from(target, str(tmp_path))
+    assert "files" in caught.value.hint
+
+
+def test_a_persons_own_indexes_stay_behind_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchenv_magic.web._logins", {})
+    source = Source(kind="mirror", location="https://mirror.example/whl/cu126")
+    child = source_environment(source, {"UV_INDEX": "own=https://own.example/simple"})
+    assert child["UV_INDEX"].split() == [
+        "torchenv=https://mirror.example/whl/cu126/",
+        "own=https://own.example/simple",
+    ]
+    assert "UV_INDEX_TORCHENV_PASSWORD" not in child
+    index = Source(kind="index", location="https://download.pytorch.org/whl/cu126")
+    assert source_environment(index, {"UV_INDEX": "own"}) == {"UV_INDEX": "own"}

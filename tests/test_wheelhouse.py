@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from torchenv_magic.installation.progress import Event
 from torchenv_magic.installation.settings import Sites
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.installation.wheelhouse import Wheelhouse, fetch_wheels, read_wheels
-from torchenv_magic.selection import Request
+from torchenv_magic.selection import Alternative, Request
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -264,6 +265,24 @@ def test_what_a_folder_lacks_comes_from_the_index_and_that_is_told(
     plan = from_folder(target, tmp_path / "wheels", "cpu")
     assert plan.source.kind == "index"
     assert any("has no torch that fits" in note for note in plan.notes)
+
+
+def test_without_a_backend_the_best_of_what_lies_there_is_taken(
+    target: Target, tmp_path: Path
+) -> None:
+    fetch(tmp_path / "wheels")
+    sites = Sites(find_links=(str(tmp_path / "wheels"),), find_links_origin="--find-links")
+    alternatives = tuple(
+        Alternative(backend=Backend.parse(name), torch="2.13.0", fits=fits, reason=f"{name}'s own")
+        for name, fits in (("cu130", True), ("cu128", False), ("cu126", True), ("cpu", True))
+    )
+    selection = replace(selected("cu130"), alternatives=alternatives)
+    plan = make_plan(selection, target.read(), Request(), sites=sites)
+    assert (str(plan.backend), plan.reason) == ("cu126", "cu126's own")
+    assert plan.source.kind == "folder"
+    # Who names a backend gets that one.
+    named = Request(backend=Backend.parse("cu130"))
+    assert str(make_plan(selection, target.read(), named, sites=sites).backend) == "cu130"
 
 
 def test_what_its_wheels_need_besides_comes_from_elsewhere(target: Target, tmp_path: Path) -> None:

@@ -696,6 +696,7 @@ class _Planner:
         else:
             lock = self._compile(source, pins, "--no-deps", "--format=pylock.toml", *options)
             packages = read_lock(lock)
+            _check_copied(source, packages)
             downloads = self._downloads(lock, packages)
             source = self._real_source(source, packages)
         if needed is not None:
@@ -911,6 +912,17 @@ class _Planner:
 def _capital(source: Source) -> str:
     text = str(source)
     return text[0].upper() + text[1:]
+
+
+def _check_copied(source: Source, packages: Iterable[LockedPackage]) -> None:
+    """Refuse a mirror that has copied the pages only: its links lead to where it stands in for."""
+    for package in packages:
+        host = urlsplit(package.address or "").hostname or ""
+        if source.kind == "mirror" and host.endswith(".pytorch.org"):
+            raise SourceError(
+                f"{_capital(source)} links {package.name} to {host}, which it is to stand in for",
+                hint="have the mirror keep the files too, and link to its own",
+            )
 
 
 def _is_open(address: str) -> bool:
