@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import pytest
 from tests.targets import Target, make_environment
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.errors import DiskSpaceError
+from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Download
 from torchenv_magic.installation.sources import uv_setting
 from torchenv_magic.installation.space import Disk, check_space, look_at_disk, needs_of
-from torchenv_magic.installation.uv import find_uv
+from torchenv_magic.installation.transaction import failure
+from torchenv_magic.installation.uv import Completed, find_uv
 
 pytest_plugins = ["tests.target_fixtures"]
 
@@ -197,3 +200,14 @@ def test_uv_is_told_to_copy_and_the_plan_knows(
     (need,) = plan.space
     assert need.copied_bytes
     assert "uv is set to copy (link-mode): about" in str(plan)
+
+
+def test_a_quota_that_is_used_up_is_no_full_disk() -> None:
+    said = "error: Failed to write `x`\n  cause: Disk quota exceeded (os error 122)\n"
+    completed = Completed(arguments=(), returncode=2, stdout="", stderr=said)
+    error = explain(completed, subject="torch")
+    assert isinstance(error, DiskSpaceError)
+    assert "quota" in error.message
+    refused = failure(OSError(errno.EDQUOT, "Disk quota exceeded", "site-packages/torch"))
+    assert isinstance(refused, DiskSpaceError)
+    assert "Your share" in refused.message
