@@ -120,16 +120,15 @@ def test_a_plan_says_what_does_not_fit_and_what_is_copied() -> None:
         copied_because="The cache of uv is on another disk",
     )
     plan = replace(PLAN, space=(lacking, copied))
-    sentences = (
-        (
-            "Too little space: about 900.0 MB are needed on the disk of `cache` (uv's cache), "
-            "5.0 MB are free"
-        ),
-        (
-            "The cache of uv is on another disk: about 900.0 MB are copied, not linked, which takes "
-            "longer and the space once more"
-        ),
+    short = (
+        "Too little space: about 900.0 MB are needed on the disk of `cache` (uv's cache), "
+        "5.0 MB are free"
     )
+    slow = (
+        "The cache of uv is on another disk: about 900.0 MB are copied, not linked, which takes "
+        "longer and the space once more"
+    )
+    sentences = (short, slow)
     assert plan.space_notes == sentences
     assert all(sentence in str(plan) for sentence in sentences)
     assert "Too little space" in words(plan_html(plan))
