@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -27,7 +28,7 @@ from tests.browser.kernel_environment import KernelEnvironment, build_project_wh
 from tests.faults import trigger
 from tests.faults.checker import Judge, files_below
 from tests.kernels import Kernel
-from tests.standin import StandIn, make_wheel
+from tests.standin import StandIn, find_real_wheels, make_wheel
 from tests.standin.wheels import machine_platform_tag, make_family
 from tests.targets import make_environment
 
@@ -96,7 +97,7 @@ class Switch:
 def switch_steps(steps: tuple[str, ...]) -> range:
     """Return the numbers of the steps after uv's last run, up to the last that changes anything."""
     runs = [number for number, step in enumerate(steps) if step == "start uv"]
-    first = runs[-1] + 1
+    first = runs[-1] + 1 if runs else 0
     changes = [
         number
         for number, step in enumerate(steps)
@@ -144,7 +145,7 @@ class Terminal:
         status = str(code) if code >= 0 else signal.Signals(-code).name
         return Ended(
             status=status,
-            said="" if code < 0 else self._bench.tidy(_last_message(err) or _last_line(out)),
+            said="" if code < 0 else self._bench.tidy(_last_words(out, err)),
             everything=self._bench.tidy(f"{out}\n{err}"),
         )
 
@@ -245,6 +246,14 @@ def _last_line(text: str) -> str:
     return installed[-1] if installed else (text.strip().splitlines() or [""])[-1]
 
 
+def _last_words(out: str, err: str) -> str:
+    installed = re.search(r"^Installed .*$", out, re.MULTILINE)
+    error = _last_message(err)
+    if installed and error:
+        return f"{installed[0]} · {error}"
+    return error or _last_line(out)
+
+
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
@@ -314,8 +323,9 @@ class Bench:
         record: Path | None = None,
         requirements: tuple[str, ...] = REQUIREMENTS,
         backend: str | None = None,
+        word: str = "install",
     ) -> Program:
-        """Begin to switch; at `step` of the switch it knocks at the door and waits."""
+        """Begin to switch; at `step` of it the program knocks at the door and waits."""
         settings: dict[str, str | int | None] = {"prefix": str(self.prefix), "step": step}
         if record is not None:
             settings["record"] = str(record)
@@ -330,10 +340,13 @@ class Bench:
         armed = step is not None or record is not None
         if armed:
             self.extra[trigger.SETTINGS] = json.dumps(settings)
-        words = ("install", backend or self.switch.backend, *requirements, *more)
+        words: tuple[str, ...] = (word, *more)
+        if word == "install":
+            words = (word, backend or self.switch.backend, *requirements, *more)
         if self.place == "terminal":
+            consent = () if word == "status" else ("--yes",)
             program: Program = Terminal(
-                self, (*words, f"--python={self.python}", "--yes"), armed=armed
+                self, (*words, f"--python={self.python}", *consent), armed=armed
             )
         else:
             line = " ".join((*words, "--yes"))
@@ -347,7 +360,9 @@ class Bench:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             with contextlib.suppress(TimeoutError):
-                return self.door.accept()[0]
+                caller = self.door.accept()[0]
+                caller.recv(4096)
+                return caller
             if not program.alive():
                 return None
         return None
@@ -403,6 +418,8 @@ class Arena:
         self.folder = folder
         self._package = package or PROJECT_ROOT / "torchenv_magic"
         self.cache = folder / "cache"
+        # The made torch has the same address as the real one, and is not the same.
+        self._real_cache = folder / "real-cache"
         self.engine = folder / "engine"
         self.notebooks = notebooks
         self._numbers = itertools.count()
@@ -446,6 +463,51 @@ class Arena:
         self.standin.add_wheel(
             "simple", make_wheel(shelf, "satellite", "1.0", requires=["torch>=2.12"])
         )
+
+    @functools.cached_property
+    def undo_steps(self) -> tuple[str, ...]:
+        """What an undo that nobody disturbs tells of each of its steps."""
+        with self.bench() as bench:
+            bench.start().wait()
+            record = bench.folder / "record"
+            ended = bench.start(word="undo", record=record).wait()
+            if bench.switch.judge.judge(bench.prefix).kind != "old":
+                raise AssertionError(f"the undisturbed undo failed:\n{ended.everything}")
+            return tuple(record.read_text("utf-8").splitlines())
+
+    @functools.cached_property
+    def real_switch(self) -> Switch | None:
+        """A switch to the real torch, which is learned once; None where there is no such wheel."""
+        found = [path for path in find_real_wheels(os.environ) if f"+cpu-{_tag()}-" in path.name]
+        if not found:
+            return None
+        self._real_wheel = found[0]
+        known = self.switches["terminal", "cpu"]
+        self.standin.add_wheel("cpu", found[0])
+        bench = self._bench(known, "terminal", cold=False)
+        bench.extra["UV_CACHE_DIR"] = str(self._real_cache)
+        record = bench.folder / "record"
+        ended = bench.start(record=record).wait()
+        after = _versions(bench.prefix)
+        if after == known.judge.old:
+            raise AssertionError(f"the undisturbed switch failed:\n{ended.everything}")
+        steps = tuple(record.read_text("utf-8").splitlines())
+        bench.close()
+        return replace(known, judge=replace(known.judge, new=after), steps=steps)
+
+    @contextlib.contextmanager
+    def real_bench(self) -> Iterator[Bench]:
+        """Lend a copy of an environment that is to be switched to the real torch."""
+        switch = self.real_switch
+        if switch is None:
+            raise LookupError("PIP_FIND_LINKS names no folder with a real torch for this Python")
+        self.standin.add_wheel("cpu", self._real_wheel)
+        bench = self._bench(switch, "terminal", cold=False)
+        bench.extra["UV_CACHE_DIR"] = str(self._real_cache)
+        try:
+            yield bench
+        finally:
+            bench.close()
 
     @contextlib.contextmanager
     def bench(

@@ -27,6 +27,8 @@ class Strike:
     """From the blow to the end of the program."""
     gone: bool = False
     """Whether the person took the environment away."""
+    undo: bool = False
+    """Whether it was an undo: then the way leads from the new to the old."""
     also: Mapping[str, str] = field(default_factory=dict)
     """Packages that somebody else has brought meanwhile, which have to stay."""
     old: Mapping[str, str] = field(default_factory=dict)
@@ -48,6 +50,8 @@ class Fault:
     place: Place = "terminal"
     target: str = "cu126"
     cold: bool = True
+    real: bool = False
+    """Whether it strikes a switch to the real torch, and no made one."""
     short: bool = False
     """Whether it is one of those that every change is tried against."""
 
@@ -89,20 +93,24 @@ _OLD_WORDS = re.compile(
     re.IGNORECASE,
 )
 _NEW_WORDS = re.compile(
-    r"it stands|Installed torch|what was installed stays|is installed already"
-    r"|PyTorch works|PyTorch finds no|checks failed|the environment is the new one"
+    r"it stands|what was installed stays|is installed already|the environment is the new one"
 )
+_VERSION = re.compile(r"^installed\s+torch (\S+)|Installed torch (\S+)", re.MULTILINE)
 
 
-def told(text: str, old: str, new: str) -> set[str]:
-    """Return which environments a text says to be there; `old` and `new` are torch's versions."""
+def told(text: str, old: str, new: str, *, undo: bool = False) -> set[str]:
+    """Return which environments a text says to be there; `old` and `new` are torch's versions.
+
+    What is as it was after an `undo` is the new one.
+    """
     found = set()
     if _OLD_WORDS.search(text):
-        found.add("old")
+        found.add("new" if undo else "old")
     if _NEW_WORDS.search(text):
-        found.add("new")
-    for match in re.finditer(r"^installed\s+torch (\S+)", text, re.MULTILINE):
-        found |= {kind for kind, version in (("old", old), ("new", new)) if match[1] == version}
+        found.add("old" if undo else "new")
+    for match in _VERSION.finditer(text):
+        there = match[1] or match[2]
+        found |= {kind for kind, version in (("old", old), ("new", new)) if there == version}
     return found
 
 
@@ -112,7 +120,17 @@ def told(text: str, old: str, new: str) -> set[str]:
 def carry_out(arena: Arena, fault: Fault) -> Outcome:
     """Let a fault strike a fresh environment, and judge what it led to."""
     arena.reset()
-    with arena.bench(fault.place, fault.target, cold=fault.cold) as bench:
+    try:
+        chosen = (
+            arena.real_bench()
+            if fault.real
+            else arena.bench(fault.place, fault.target, cold=fault.cold)
+        )
+        lent = contextlib.ExitStack()
+        bench = lent.enter_context(chosen)
+    except LookupError as reason:
+        return skipped(fault, str(reason))
+    with lent:
         try:
             strike = fault.strike(bench)
         except Skipped as reason:
@@ -189,13 +207,14 @@ def _problems(
         problems.append(f"a third environment: {'; '.join(after.reasons[:3]) or after.kind}")
     if contact.status != "0":
         problems.append(f"the next contact fails: {contact.said or contact.everything[-300:]}")
-    known = told(contact.everything, judge.old["torch"], judge.new["torch"])
+    known = told(contact.everything, judge.old["torch"], judge.new["torch"], undo=strike.undo)
     if after.kind not in known or len(known) > 1:
         problems.append(f"the next contact tells {sorted(known) or 'nothing'}, not {after.kind}")
-    said = told(strike.ended.said, judge.old["torch"], judge.new["torch"])
+    said = told(strike.ended.said, judge.old["torch"], judge.new["torch"], undo=strike.undo)
     if said and after.kind not in said:
         problems.append(f"the run told {sorted(said)}, and it is {after.kind}")
-    if "Traceback (most recent call last)" in strike.ended.everything + contact.everything:
+    # What uv or torch said stands indented, below the log.
+    if re.search(r"^Traceback", f"{strike.ended.everything}\n{contact.everything}", re.MULTILINE):
         problems.append("a traceback is shown")
     if orphans:
         problems.append("a process works on")

@@ -612,13 +612,18 @@ def _prepend(bench: Bench, code: bytes) -> None:
 
 
 def _source(bench: Bench, name: str, version: str, marker: Path) -> Wheel:
-    """Make a source distribution whose setup leaves a mark, and then fails."""
+    """Make a source distribution whose build leaves a mark, and then fails."""
     folder = bench.folder / "source" / f"{name}-{version}"
     folder.mkdir(parents=True)
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    (folder / "PKG-INFO").write_text(metadata, encoding="utf-8")
     code = f"open({str(marker)!r}, 'w').close()\nraise SystemExit('this code ran')\n"
-    (folder / "setup.py").write_text(code, encoding="utf-8")
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    for file_name, text in (
+        ("PKG-INFO", metadata),
+        ("backend.py", code),
+        ("pyproject.toml", project),
+    ):
+        (folder / file_name).write_text(text, encoding="utf-8")
     archive = bench.folder / f"{name}-{version}.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, folder.name)

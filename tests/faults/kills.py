@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from tests.faults.arena import Bench, Place, Program, poll, switch_steps
 from tests.faults.campaign import Fault, Strike, finish
 from tests.standin import Fault as Spoiled
 
-__all__ = ["POINTS", "Point", "kill_faults", "reach"]
+__all__ = ["POINTS", "SIGNALS", "Point", "is_held", "kill_faults", "reach", "send"]
 
 Whom = Literal["uv", "process", "both"]
 
@@ -101,6 +101,50 @@ def kill_faults() -> Iterator[Fault]:
                 yield _fault(point, number, "process", "terminal")
             if not point.child:
                 yield _fault(point, number, "process", "notebook")
+    for number in SIGNALS:
+        for part in (0.1, 0.3, 0.5, 0.7, 0.9):
+            yield Fault(
+                title=f"{number.name} of `torchenv undo`",
+                where="undo",
+                detail=f"{part:.0%} of the steps are done",
+                strike=partial(_kill_undo, part, number),
+                cold=False,
+                short=number == signal.SIGKILL and part == 0.5,
+            )
+    for part, way in ((0.2, "back"), (0.4, "on")):
+        for step in (0, 2, 4, 6, 8, 10):
+            yield Fault(
+                title="SIGKILL of `torchenv`, and of the repair too",
+                where="repair",
+                detail=f"step {step} of the way {way}",
+                strike=partial(_kill_twice, part, step),
+                cold=False,
+                short=step == 4,
+            )
+    for part in (0.1, 0.3, 0.5, 0.7, 0.9):
+        yield Fault(
+            title="SIGKILL of `torchenv`, the real torch",
+            where="switch",
+            detail=f"{part:.0%} of the steps are done",
+            strike=partial(_kill_at_step, part=part, number=signal.SIGKILL),
+            cold=False,
+            real=True,
+        )
+    for files in (1, 6000):
+        for number in SIGNALS:
+            yield Fault(
+                title=f"{number.name} of uv, the real torch",
+                where="stage",
+                detail=f"{files} files are linked",
+                strike=partial(
+                    _kill,
+                    point=Point(phase="stage", name="", files=files),
+                    number=number,
+                    whom="uv",
+                ),
+                cold=False,
+                real=True,
+            )
 
 
 _TITLES: dict[tuple[Whom, Place], str] = {
@@ -151,7 +195,26 @@ def _kill(bench: Bench, *, point: Point, number: signal.Signals, whom: Whom) -> 
 
 def _kill_at_step(bench: Bench, part: float, number: signal.Signals) -> Strike:
     steps = switch_steps(bench.switch.steps)
-    program = bench.start(step=steps[round(part * (len(steps) - 1))])
+    return _strike_at(bench, bench.start(step=steps[round(part * (len(steps) - 1))]), number)
+
+
+def _kill_undo(part: float, number: signal.Signals, bench: Bench) -> Strike:
+    steps = switch_steps(bench.arena.undo_steps)
+    bench.start().wait()
+    step = steps[round(part * (len(steps) - 1))]
+    strike = _strike_at(bench, bench.start(word="undo", step=step), number)
+    return replace(strike, undo=True)
+
+
+def _kill_twice(part: float, step: int, bench: Bench) -> Strike:
+    _kill_at_step(bench, part, signal.SIGKILL)
+    bench.left.close()
+    (bench.folder / "door").unlink()
+    return _strike_at(bench, bench.start(word="status", step=step), signal.SIGKILL)
+
+
+def _strike_at(bench: Bench, program: Program, number: signal.Signals) -> Strike:
+    """Send the signal as the program stands before the step that it was told to wait at."""
     caller = bench.knock(program)
     started = time.monotonic()
     if caller is not None:
@@ -171,7 +234,7 @@ def reach(bench: Bench, point: Point, strike: Callable[[Program, list[int]], Non
     program = bench.start()
     if point.spoiled is not None:
         spoiled = point.spoiled
-        found = poll(lambda: not program.alive() or _is_held(bench, spoiled))
+        found = poll(lambda: not program.alive() or is_held(bench, spoiled))
     elif point.files:
         found = poll(lambda: not program.alive() or _staged(bench, point.files), pause=0.0)
     else:
@@ -181,7 +244,7 @@ def reach(bench: Bench, point: Point, strike: Callable[[Program, list[int]], Non
     return program
 
 
-def _is_held(bench: Bench, spoiled: Spoiled) -> bool:
+def is_held(bench: Bench, spoiled: Spoiled) -> bool:
     """Whether the index has left the spoiled request open."""
     matching = [
         request
