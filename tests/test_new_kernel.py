@@ -20,6 +20,7 @@ from jupyter_client.manager import KernelManager
 from tests.browser.kernel_environment import PROJECT_ROOT
 from tests.kernels import Kernel
 from tests.targets import Target, selected
+from torchenv_magic.cli import main
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
     BusyError,
@@ -274,6 +275,28 @@ def test_a_kernel_that_was_not_made_here_is_never_touched(
     with pytest.raises(RequestError, match="No kernel `mine` was made here") as caught:
         remove_kernel("mine", places=workshop.places)
     assert caught.value.hint == "there is none to remove"
+
+
+def test_the_command_makes_it_tells_how_to_choose_it_and_removes_it(
+    workshop: Workshop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_FIND_LINKS", str(workshop.wheels))
+    assert main(["new-kernel", "mine", "cpu"]) == 0
+    out = capfd.readouterr().out
+    assert "Made the kernel “mine (torch 2.13.0, CPU only)” in " in out
+    assert "Choose it in Jupyter, or run `jupyter console --kernel=mine`." in out
+    assert "PyTorch works" in out
+
+    assert main(["new-kernel", "mine", "cpu", "--json"]) == 1
+    said = capfd.readouterr()
+    assert json.loads(said.out)["error"]["code"] == "target"
+    assert all(json.loads(line) for line in said.err.splitlines())
+    hint = json.loads(said.out)["error"]["hint"]
+    assert hint.endswith("`torchenv new-kernel mine --remove` removes it")
+
+    assert main(["new-kernel", "mine", "--remove", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["name"] == "mine"
+    assert workshop.left() == []
 
 
 @pytest.mark.parametrize(

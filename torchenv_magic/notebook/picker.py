@@ -423,7 +423,11 @@ class Picker:
         if self.state == "nothing to do":
             self._begin("verify")
         elif self.state == "offered" and isinstance(self._model.error, IndexUnreachableError):
-            self._begin("install", plan=self._model.error.offers[0])
+            offer = self._model.error.offers[0]
+            if offer.losses:
+                self._ask_consent(offer)
+            else:
+                self._begin("install", plan=offer)
         elif self.state == "not yours":
             self._begin("make")
         elif self.state in EDITABLE:
@@ -483,6 +487,7 @@ class Picker:
                     request,
                     plan=plan,
                     only_plan=purpose != "install",
+                    command=_COMMAND,
                     look=lambda: self._choose_for(request),
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),
