@@ -12,8 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.faults.arena import Arena
+from tests.faults.bare import kill_bare_uv
 from tests.faults.campaign import Fault, Outcome, carry_out, skipped
 from tests.faults.catalog import all_faults
+from tests.faults.report import PAGE, page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--package", type=Path, metavar="DIR", help="the torchenv_magic to hurt (the checkout's)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen")
+    parser.add_argument("--bare", action="store_true", help="strike bare uv too")
     options = parser.parse_args(arguments)
+    if options.write and options.only:
+        parser.error("the page is written of the whole campaign alone")
     chosen = [
         fault for fault in all_faults() if re.search(options.only or "", fault.name, re.IGNORECASE)
     ]
@@ -52,8 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
             if options.json:
                 text = json.dumps([asdict(each) for each in outcomes], indent=1)
                 options.json.write_text(text, encoding="utf-8")
+        bare = list(kill_bare_uv(arena)) if options.write or options.bare else []
+    seconds = time.monotonic() - started
+    if options.write:
+        PAGE.write_text(page(outcomes, bare, seconds=seconds), encoding="utf-8")
+    for each in bare:
+        print(f"bare uv, {each.signal} as {each.where}: {each.at_once} → {each.again}")
     wrong = [outcome for outcome in outcomes if outcome.problems]
-    print(f"{len(outcomes)} faults, {len(wrong)} problems, {time.monotonic() - started:.0f} s")
+    print(f"{len(outcomes)} faults, {len(wrong)} problems, {seconds:.0f} s")
     return 1 if wrong else 0
 
 

@@ -241,8 +241,11 @@ def _last_message(text: str) -> str:
     return " ".join(f"{match['message']}{hint}".split())
 
 
+_ENDS = ("Installed ", "Nothing ", "Undone ")
+
+
 def _last_line(text: str) -> str:
-    installed = [line for line in text.splitlines() if line.startswith(("Installed", "Nothing"))]
+    installed = [line for line in text.splitlines() if line.startswith(_ENDS)]
     return installed[-1] if installed else (text.strip().splitlines() or [""])[-1]
 
 
