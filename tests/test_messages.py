@@ -37,6 +37,7 @@ BUILT_ELSEWHERE = {
 HANDED_ON = {
     "installation.failures: kind": "its texts are the tuples in that module, collected one by one",
     "installation.planning: super().__init__": "what IndexUnreachableError is made with",
+    "installation.undo: Undo": "what its errors are made with",
     "notebook.picker: message_html": "shows an error",
 }
 # Errors without a hint, and why there is none.
