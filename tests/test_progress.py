@@ -193,7 +193,7 @@ def test_each_phase_that_uv_draws_is_told_once_and_in_its_order() -> None:
         told.narrator.feed(text)
     assert told.sentences == [
         ("download", "Downloading"),
-        ("download", "Downloaded"),
+        ("download", "Downloaded 1.7 MB"),
         ("unpack", "Unpacking"),
         ("link", "Linking"),
     ]
@@ -205,7 +205,7 @@ def test_each_phase_that_uv_draws_is_told_once_and_in_its_order() -> None:
     assert counts["unpack"][-1] == counts["link"][-1] == (8, 8)
     for seen in counts.values():
         assert seen == sorted(set(seen))
-    ends = [event.bytes for event in told.events if event.message == "Downloaded"]
+    ends = [event.bytes for event in told.events if event.message.startswith("Downloaded")]
     assert [end.done == end.total for end in ends if end] == [True]
     assert [from_json(Event, to_json(event)) for event in told.events] == told.events
 
@@ -232,7 +232,7 @@ def test_without_bars_only_whole_files_count_and_that_is_said() -> None:
     assert str(progress) == "2.0 MB of 5.0 MB, counted file by file"
     told.narrator.feed(" Downloaded torch\nPrepared 3 packages in 2.31s\n")
     assert told.sentences[1:] == [
-        ("download", "Downloaded"),
+        ("download", "Downloaded 5.0 MB"),
         ("unpack", "Unpacking"),
         ("link", "Linking"),
     ]
@@ -304,7 +304,7 @@ def test_a_stalled_download_is_told_and_so_is_its_going_on(
         "The connection broke; uv fetches torch again from its beginning",
         next(text for text in told if text.startswith("Downloading again, after ")),
     }
-    assert told[-1] == "Downloaded"
+    assert told[-1].startswith("Downloaded 1.")
     silent = [event.bytes for event in events if event.bytes and event.bytes.silent_seconds]
     assert all(progress.per_second is None for progress in silent)
     assert any("no data for 1 s" in str(progress) for progress in silent)

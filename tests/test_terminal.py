@@ -88,10 +88,10 @@ def test_a_log_gets_each_sentence_once_and_a_line_each_tenth() -> None:
     for second in range(101):
         clock.now = float(second)
         lines(download(second * 10 * MB))
-    lines(Event(phase="download", message="Downloaded", bytes=download(1000 * MB).bytes))
+    lines(Event(phase="download", message="Downloaded 1.0 GB", bytes=download(1000 * MB).bytes))
     told = stream.getvalue().splitlines()
     assert told[0] == "Downloading"
-    assert told[-1] == "Downloaded"
+    assert told[-1] == "Downloaded 1.0 GB"
     assert len(told) == 12
     assert told[1] == "  100.0 MB of 1.0 GB · 20.0 MB/s · about 45 s left"
 
@@ -162,7 +162,9 @@ def test_what_is_done_leaves_a_line_and_what_failed_none() -> None:
         remark = "No data for 20 s; uv tries again after 30 s without any"
         screen(Event(phase="download", message=remark, bytes=download(400 * MB).bytes))
         clock.now = 31.0
-        screen(Event(phase="download", message="Downloaded", bytes=download(1000 * MB).bytes))
+        screen(
+            Event(phase="download", message="Downloaded 1.0 GB", bytes=download(1000 * MB).bytes)
+        )
         screen(Event(phase="unpack", message="Unpacking"))
         screen(Event(phase="verify", message="Verifying"))
     told = [line.strip() for line in plain(stream.getvalue()).splitlines()]

@@ -225,8 +225,6 @@ class Screen:
         if event is not None and same and (event.bytes or event.phase == "wait"):
             return ""
         text = self._say(self._message)
-        if self._bytes is not None and self._bytes.done >= self._bytes.total:
-            text += f" {format_bytes(self._bytes.total)}"
         seconds = self._clock() - self._began
         took = f" in {format_seconds(seconds)}" if seconds >= 1 else ""
         return f"{self._tick} {text}{took}"

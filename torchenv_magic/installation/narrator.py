@@ -13,6 +13,7 @@ from torchenv_magic.installation.progress import (
     Event,
     OnEvent,
     Phase,
+    format_bytes,
     format_seconds,
 )
 from torchenv_magic.installation.uv import Lines
@@ -139,7 +140,8 @@ class Narrator:
             self._tell_downloaded(now)
 
     def _tell_downloaded(self, progress: Bytes | None) -> None:
-        self._on_event(Event(phase="download", message="Downloaded", bytes=progress))
+        message = f"Downloaded {format_bytes(progress.total)}" if progress else "Downloaded"
+        self._on_event(Event(phase="download", message=message, bytes=progress))
         self.begin("unpack", "Unpacking")
 
     def _tell_prepared(self) -> None:
