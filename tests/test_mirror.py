@@ -17,6 +17,7 @@ import pytest
 from tests.standin import FILE_HOST, Fault, StandIn, make_wheel
 from tests.standin.server import INDEX_HOST
 from tests.targets import Target, selected
+from tests.workplace import Workplace
 from torchenv_magic.errors import RequestError, SourceError, TorchEnvError
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Plan, Source
@@ -381,3 +382,18 @@ def test_a_persons_own_indexes_stay_behind_the_mirror(monkeypatch: pytest.Monkey
     assert "UV_INDEX_TORCHENV_PASSWORD" not in child
     index = Source(kind="index", location="https://download.pytorch.org/whl/cu126")
     assert source_environment(index, {"UV_INDEX": "own"}) == {"UV_INDEX": "own"}
+
+
+def test_a_line_of_a_notebook_takes_its_mirror(workplace: Workplace) -> None:
+    workplace.standin.login = ("ada", SECRET)
+    base = _with_login(workplace.standin.mirror_base)
+    with workplace.kernel() as (kernel, _):
+        kernel.run("%load_ext torchenv_magic", cell_id="cell")
+        request = kernel.send(
+            f"plan = %torchenv plan cu126 --index-base {base}\nprint(plan)", cell_id="cell"
+        )
+        said = kernel.printed(request)
+    assert "(as --index-base says)" in said
+    assert "torch 2.13.0+cu126" in said
+    assert SECRET not in said
+    assert asked_of_pytorch(workplace.standin) == []
