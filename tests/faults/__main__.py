@@ -40,10 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     outcomes: list[Outcome] = []
     started = time.monotonic()
-    notebooks = any(fault.place == "notebook" for fault in chosen)
     with (
         tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder,
-        Arena(Path(folder) / "arena", notebooks=notebooks, package=options.package) as arena,
+        Arena(Path(folder) / "arena", package=options.package) as arena,
     ):
         for number, fault in enumerate(chosen, 1):
             outcome = _carried_out(arena, fault)

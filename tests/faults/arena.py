@@ -166,7 +166,12 @@ class Notebook:
             kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(folder.parent)]),
             connection_file=str(bench.folder / "kernel.json"),
         )
-        self._manager.start_kernel(cwd=str(bench.folder), env=bench.variables)
+        self._manager.start_kernel(
+            cwd=str(bench.folder),
+            env=bench.variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self._left.callback(self._manager.shutdown_kernel, now=True)
         provisioner: Any = self._manager.provisioner
         self._pid = int(provisioner.pid)
@@ -416,18 +421,18 @@ class Arena:
     """The stand-in, the templates that environments are copied from, and a cache of all wheels."""
 
     def __init__(
-        self, folder: Path, *, notebooks: bool = True, package: Path | None = None
+        self, folder: Path, *, package: Path | None = None, project_wheel: Path | None = None
     ) -> None:
         self.folder = folder
         self._package = package or PROJECT_ROOT / "torchenv_magic"
+        self._project_wheel = project_wheel
         self.cache = folder / "cache"
         # The made torch has the same address as the real one, and is not the same.
         self._real_cache = folder / "real-cache"
         self.engine = folder / "engine"
-        self.notebooks = notebooks
         self._numbers = itertools.count()
         self._open = contextlib.ExitStack()
-        self.switches: dict[tuple[Place, str], Switch] = {}
+        self._switches: dict[tuple[Place, str], Switch] = {}
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -439,9 +444,6 @@ class Arena:
         )
         self.standin = self._open.enter_context(StandIn())
         self.furnish()
-        places: tuple[Place, ...] = ("terminal", "notebook") if self.notebooks else ("terminal",)
-        for place in places:
-            self._learn(place)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -485,7 +487,7 @@ class Arena:
         if not found:
             return None
         self._real_wheel = found[0]
-        known = self.switches["terminal", "cpu"]
+        known = self.switch("terminal", "cpu")
         self.standin.add_wheel("cpu", found[0])
         bench = self._bench(known, "terminal", cold=False)
         bench.extra["UV_CACHE_DIR"] = str(self._real_cache)
@@ -517,12 +519,17 @@ class Arena:
         self, place: Place = "terminal", target: str = "cu126", *, cold: bool = False
     ) -> Iterator[Bench]:
         """Lend a copy of an environment that is to be switched to `target`."""
-        switch = self.switches[place, target]
-        bench = self._bench(switch, place, cold=cold)
+        bench = self._bench(self.switch(place, target), place, cold=cold)
         try:
             yield bench
         finally:
             bench.close()
+
+    def switch(self, place: Place, target: str) -> Switch:
+        """Return what is known of a switch; it is learned when it is asked for."""
+        if (place, target) not in self._switches:
+            self._learn(place)
+        return self._switches[place, target]
 
     def _bench(self, switch: Switch, place: Place, *, cold: bool) -> Bench:
         folder = self.folder / f"bench-{next(self._numbers)}"
@@ -544,7 +551,7 @@ class Arena:
         if place == "terminal":
             first = make_environment(home / "cpu")
         else:
-            wheel = build_project_wheel(home / "project")
+            wheel = self._project_wheel or build_project_wheel(home / "project")
             first = KernelEnvironment.create(
                 home / "cpu", python=sys.executable, project_wheel=wheel
             ).directory
@@ -571,7 +578,7 @@ class Arena:
             if after["torch"].partition("+")[2] != backend:
                 raise AssertionError(f"the undisturbed switch failed:\n{ended.everything}")
             versions[f"{backend} again"] = after
-            self.switches[place, backend] = Switch(
+            self._switches[place, backend] = Switch(
                 template=template,
                 backend=backend,
                 judge=Judge(old=versions[start], new=after, base=base, own=own),

@@ -157,8 +157,8 @@ _SHORT = {
     ("SIGKILL", "uv", "50 % is here"),
     ("SIGTERM", "both", "50 % is here"),
     ("SIGKILL", "both", "500 files are linked"),
-    ("SIGKILL", "process", "40 % of the steps are done"),
-    ("SIGINT", "process", "60 % of the steps are done"),
+    ("SIGKILL", "process", "40% of the steps are done"),
+    ("SIGINT", "process", "60% of the steps are done"),
 }
 
 
@@ -172,7 +172,8 @@ def _fault(point: Point, number: signal.Signals, whom: Whom, place: Place) -> Fa
         # There and back: a switch that brings packages, and one that removes some.
         target="cu126" if place == "terminal" else "cpu",
         cold=point.cold,
-        short=(number.name, whom, point.name) in _SHORT,
+        short=(number.name, whom, point.name) in _SHORT
+        and (place == "terminal" or number == signal.SIGKILL),
     )
 
 

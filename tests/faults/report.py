@@ -33,8 +33,8 @@ This page is what came of trying to prove the opposite. It is written by the cam
 
 Each fault gets an environment of its own, with torch, torchvision, a package that needs torch, and
 a file of the person's inside the folder `torch`. The real `torchenv` (for `kernel`: the magic in a
-real kernel) switches it to another build with the real uv, from a stand-in of the PyTorch index over
-TLS. While it does, the fault strikes. Then somebody asks `torchenv status`, as a person does next.
+real kernel) switches it to another build with the real uv, from a stand-in of the PyTorch index
+over TLS. While it does, the fault strikes. Then somebody asks for `torchenv status`.
 
 A checker that shares no code with the installer looks twice, at once and after that contact: every
 file of every RECORD has to be there with its hash, no file may be there that nobody owns, the
