@@ -179,6 +179,21 @@ def test_what_is_done_leaves_a_line_and_what_failed_none() -> None:
     assert "✓" not in stream.getvalue()
 
 
+def test_of_a_wait_stays_that_there_was_one() -> None:
+    stream, clock = Terminal(), Clock()
+    with Screen(stream, clock=clock) as screen:
+        for text in ("ann's install: Downloading", "ann's install: Checking"):
+            screen(Event(phase="wait", message=text, bytes=download(400 * MB).bytes))
+            assert text in " ".join(drawn(screen))
+        clock.now = 12.0
+        screen(Event(phase="resolve", message="Asking the index"))
+    told = [line.strip() for line in plain(stream.getvalue()).splitlines()]
+    assert [line for line in told if line.startswith(("✓", "!"))] == [
+        "✓ Waited for another install in 12 s",
+        "✓ Asking the index",
+    ]
+
+
 def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
 

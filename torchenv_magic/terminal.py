@@ -37,6 +37,8 @@ _REDRAWS_A_SECOND = 8
 _NARROW = 60
 # The sentence or the table that follows says how these ended.
 _UNTICKED = ("verify", "done")
+# What the other was at last says nothing any more.
+_ENDED = {"wait": "Waited for another install"}
 
 
 def _unchanged(text: str) -> str:
@@ -195,7 +197,7 @@ class Screen:
         with self._lock:
             if event.message and event.message != self._message:
                 ended = event.bytes is None or event.bytes.done >= event.bytes.total
-                if event.phase == self._phase and not ended:
+                if event.phase == self._phase != "wait" and not ended:
                     remark = event.message
                 else:
                     done = self._done_line(event)
@@ -212,9 +214,9 @@ class Screen:
         same = event.phase == self._phase
         self._message = event.message
         self._count = None
-        # `Downloaded` ends what `Downloading` began, and took its time.
-        if not (same and event.bytes is not None):
-            self._bytes = None
+        self._bytes = None
+        # `Downloaded` ends what `Downloading` began, and took its time; a wait is one wait.
+        if not (same and (event.bytes is not None or event.phase == "wait")):
             self._began = self._clock()
 
     def _done_line(self, event: Event | None = None) -> str:
@@ -224,7 +226,7 @@ class Screen:
             return ""
         if event is not None and same and (event.bytes or event.phase == "wait"):
             return ""
-        text = self._say(self._message)
+        text = self._say(_ENDED.get(self._phase, self._message))
         seconds = self._clock() - self._began
         took = f" in {format_seconds(seconds)}" if seconds >= 1 else ""
         return f"{self._tick} {text}{took}"
@@ -273,8 +275,9 @@ class Screen:
             self._bar(table, name, done, total, size)
         yield table
         notes = [text for text in (pace if narrow else "", ready) if text]
-        if hidden := len(progress.packages) - len(shown):
-            notes.append(f"{hidden} more under way" if shown else f"{hidden} under way")
+        hidden = len(progress.packages) - len(shown)
+        if shown and hidden:
+            notes.append(f"{hidden} more under way")
         for note in notes if narrow else [" · ".join(notes)]:
             yield Text(f"  {note}", style="dim", overflow="fold")
 
