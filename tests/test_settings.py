@@ -12,7 +12,13 @@ import pytest
 
 from torchenv_magic import web
 from torchenv_magic.errors import RequestError
-from torchenv_magic.installation.settings import Sites, mirror_base, read_sites, setting_files
+from torchenv_magic.installation.settings import (
+    Sites,
+    goes_unencrypted,
+    mirror_base,
+    read_sites,
+    setting_files,
+)
 from torchenv_magic.serialization import to_json
 
 BASE = "https://mirror.example/whl"
@@ -190,6 +196,20 @@ def test_the_files_are_those_of_environment_user_and_machine(tmp_path: Path) -> 
     )
     macos = setting_files(environ={}, system="darwin", home=home)
     assert macos[0] == home / "Library/Application Support/torchenv/config.toml"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://mirror.example/whl", True),
+        (BASE, False),
+        ("http://localhost:8081/whl", False),
+        ("http://[::1]/whl", False),
+        ("file:///srv/whl", False),
+    ],
+)
+def test_what_goes_in_the_clear_through_a_network_is_known(address: str, expected: bool) -> None:  # noqa: FBT001
+    assert goes_unencrypted(address) is expected
 
 
 # ------------------------------------------------------------------------------------------- logins

@@ -75,7 +75,7 @@ from torchenv_magic.installation.plan import (
     source_arguments,
 )
 from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
-from torchenv_magic.installation.settings import Sites, read_sites
+from torchenv_magic.installation.settings import Sites, goes_unencrypted, read_sites
 from torchenv_magic.installation.sources import (
     IndexAnswer,
     index_source,
@@ -846,7 +846,7 @@ class _Planner:
             for requirement in map(Requirement, self.request.requirements)
             if requirement.url is not None
         ]
-        if source.kind == "mirror" and _is_open(source.location):
+        if source.kind == "mirror" and goes_unencrypted(source.location):
             notes.append(
                 "The mirror is asked over http: whoever stands between can change what it sends"
             )
@@ -923,12 +923,6 @@ def _check_copied(source: Source, packages: Iterable[LockedPackage]) -> None:
                 f"{_capital(source)} links {package.name} to {host}, which it is to stand in for",
                 hint="have the mirror keep the files too, and link to its own",
             )
-
-
-def _is_open(address: str) -> bool:
-    """Whether what is asked there, and what is answered, goes unencrypted through a network."""
-    parts = urlsplit(address)
-    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _is_below(address: str | None, source: Source) -> bool:

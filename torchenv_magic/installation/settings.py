@@ -20,7 +20,7 @@ from torchenv_magic.errors import RequestError
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Sites", "mirror_base", "read_sites", "setting_files"]
+__all__ = ["Sites", "goes_unencrypted", "mirror_base", "read_sites", "setting_files"]
 
 _LONGEST_FILE = 100_000
 _KEYS = ("index-base", "find-links")
@@ -193,6 +193,12 @@ def _local_path(text: str, folder: Path) -> Path:
         return folder / Path(text).expanduser()
     except RuntimeError:
         return folder / text
+
+
+def goes_unencrypted(address: str) -> bool:
+    """Whether what is asked there, and what is answered, goes in the clear through a network."""
+    parts = urlsplit(address)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
 
 
 def _find_links(
