@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -75,6 +76,9 @@ def _run(texts: Sequence[str]) -> int:
         print(f"torchenv {__version__}")
         return 0
     words = None
+    if _speaks_json(texts):
+        # Python writes a warning that nobody handles to stderr, in words.
+        logging.getLogger("torchenv_magic").addHandler(logging.NullHandler())
     try:
         words = parse_words(texts, notebook=False)
         return _WORDS[words.word](words)
