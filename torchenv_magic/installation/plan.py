@@ -303,8 +303,9 @@ def unpacked_bytes(download: Download, backend: Backend) -> int:
 
 
 def by_importance(changes: Iterable[Change]) -> list[Change]:
-    """Return the changes with the PyTorch family first."""
-    return sorted(changes, key=lambda c: (c.name not in FAMILY_MEMBERS, c.action, c.name))
+    """Return the changes with torch first, then what goes with it."""
+    places = {name: place for place, name in enumerate(FAMILY_MEMBERS)}
+    return sorted(changes, key=lambda c: (places.get(c.name, len(places)), c.action, c.name))
 
 
 def _names(changes: tuple[Change, ...]) -> str:
