@@ -477,8 +477,8 @@ def test_a_plan_reads_as_a_person_would_say_it() -> None:
         "your other packages stay"
     )
     assert lines[3:] == [
-        "  + torchvision 0.28.0+cu126",
         "  ~ torch 2.13.0+cu130 → 2.13.0+cu126",
+        "  + torchvision 0.28.0+cu126",
         "  + zlib-ng 1",
         "  - triton 3.7.1",
     ]
