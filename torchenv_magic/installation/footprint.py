@@ -3,7 +3,7 @@
 Paths are strings here: a torch has twelve thousand files, and `pathlib` makes each cost tenfold.
 """
 
-# ruff: noqa: PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH206, PTH208
+# ruff: noqa: PTH110, PTH112, PTH116, PTH117, PTH118, PTH119, PTH120, PTH206, PTH208
 
 from __future__ import annotations
 
@@ -92,8 +92,9 @@ def files_of(metadata_directory: Path, site: Path | None = None) -> Iterator[str
 
 
 def _absolute(site: str, entry: str) -> str:
-    path = os.path.join(site, *entry.split("/"))
-    return os.path.normpath(path) if ".." in entry or "//" in entry else path
+    if ".." not in entry and "//" not in entry and not os.path.isabs(entry):
+        return site + os.sep + (entry if os.sep == "/" else entry.replace("/", os.sep))
+    return os.path.normpath(os.path.join(site, *entry.split("/")))
 
 
 def is_inside(path: str, prefix: str) -> bool:
@@ -172,24 +173,38 @@ def roots(
         Path to the names of its owners, and which of the paths were guessed for want of a RECORD.
     """
     real_prefix = str(prefix.resolve())
-    wanted: dict[str, set[str]] = {}
     guessed: set[str] = set()
+    listed: dict[Path, list[str]] = {}
     for directory, name in mine.items():
-        listed = list(files_of(directory))
-        if not listed:
+        listed[directory] = entries(directory)
+        if not listed[directory]:
             # Half-linked or half-removed: what it left lies in a folder of its own name.
-            folder = str(directory.parent / name.replace("-", "_"))
-            guessed |= {folder, str(directory)}
-            listed = [os.path.join(folder, "")]
-        for path in [*listed, os.path.join(str(directory), "RECORD")]:
-            wanted.setdefault(path, set()).add(name)
+            folder = name.replace("-", "_")
+            guessed |= {str(directory.parent / folder), str(directory)}
+            listed[directory] = [f"{folder}/"]
+        listed[directory].append(f"{directory.name}/RECORD")
     places = {str(directory.parent) for directory in mine}
-    shared = _shared(wanted, others, places)
+    tops = {
+        str(directory.parent) + os.sep + first
+        for directory, paths in listed.items()
+        for first in {path.partition("/")[0] for path in paths}
+    }
+    shared = _shared(tops, others, places)
     found: dict[str, set[str]] = {}
-    for path, owners in wanted.items():
-        root = _root(path, places, shared)
-        if root is not None:
-            found.setdefault(root, set()).update(owners)
+    for directory, paths in listed.items():
+        name, site = mine[directory], str(directory.parent)
+        whole: set[str] = set()
+        for entry in paths:
+            # Nearly all of twelve thousand files lie in a folder that goes as a whole.
+            first, _, rest = entry.partition("/")
+            if first in whole and ".." not in rest:
+                continue
+            root = _root(_absolute(site, entry), places, shared)
+            if root is None:
+                continue
+            found.setdefault(root, set()).add(name)
+            if root == site + os.sep + first:
+                whole.add(first)
     for path in [path for path in found if path.endswith(".py")]:
         # Left behind, Python could take it for that of the new module.
         for compiled in _compiled(path):
@@ -218,9 +233,8 @@ def _compiled(path: str) -> list[str]:
     return [os.path.join(folder, name) for name in names if name.endswith(".pyc")]
 
 
-def _shared(wanted: Iterable[str], others: Iterable[Path], places: set[str]) -> set[str]:
+def _shared(tops: set[str], others: Iterable[Path], places: set[str]) -> set[str]:
     """Return every path, and every folder on the way to it, that another package needs."""
-    tops = {top for path in wanted if (top := _top(path, places)) is not None}
     names = {os.path.basename(top) for top in tops}
     shared: set[str] = set()
     for directory in others:

@@ -190,7 +190,8 @@ def add_entry(prefix: Path, entry: Entry) -> None:
     entries = [*(old for old in read_entries(prefix) if old.id != entry.id), entry]
     lines = [json.dumps(to_json(each)) for each in entries[-_KEPT:]]
     make_state_directory(prefix)
-    write_state(_path(prefix), "".join(f"{line}\n" for line in lines).encode("ascii"))
+    content = "".join(f"{line}\n" for line in lines).encode("ascii")
+    write_state(_path(prefix), content, lasting=False)
 
 
 def recovered(entry: Entry, *, forward: bool) -> Entry:

@@ -251,7 +251,7 @@ def check_current(plan: Plan, environment: Environment) -> None:
 
 
 def check_staged(plan: Plan, site: Path) -> None:
-    """Check that all that the plan brings lies in the stage, whole.
+    """Check that all that the plan brings is in the stage; its files are looked at in their places.
 
     uv's exit status is no proof: it is 0 also where a switch did nothing.
 
@@ -259,7 +259,12 @@ def check_staged(plan: Plan, site: Path) -> None:
     ------
     InstallError
     """
-    missing = missing_files(site, plan.versions)
+    found = metadata_directories([site])
+    missing = [
+        name
+        for name in plan.versions
+        if len(found.get(name, [])) != 1 or not (found[name][0] / "RECORD").is_file()
+    ]
     if missing:
         raise InstallError(
             f"uv did not unpack all that was planned: {'; '.join(missing[:3])}",

@@ -114,7 +114,8 @@ def write_kept(prefix: Path, kept: Kept) -> None:
     OSError
     """
     make_state_directory(prefix)
-    write_state(_path(prefix), json.dumps(to_json(kept)).encode("ascii"))
+    # Of no weight for what is installed, so nobody waits for the disk.
+    write_state(_path(prefix), json.dumps(to_json(kept)).encode("ascii"), lasting=False)
 
 
 def room_problem(site: Path, paths: Iterable[str]) -> str:

@@ -692,18 +692,26 @@ def _keep_foreign(folder: Path, original: Path, owned: set[str]) -> None:
     """Move what nobody owns from a folder that goes to where the folder was."""
     if not folder.is_dir() or folder.is_symlink():
         return
-    for entry in list(os.scandir(folder)):
-        path = original / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            _keep_foreign(Path(entry.path), path, owned)
-        elif entry.name.endswith(".pyc") or str(path) in owned or os.path.lexists(path):
-            continue
-        else:
-            if any(parent.exists() and not parent.is_dir() for parent in path.parents):
-                # A file has taken the folder's place: the name tells where this came from.
-                path = path.parent.with_name(f"{path.parent.name}.kept") / path.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _move(Path(entry.path), path)
+    waiting = [(str(folder), str(original))]
+    while waiting:
+        here, there = waiting.pop()
+        # Strings, as a torch has twelve thousand files.
+        for entry in list(os.scandir(here)):
+            path = there + os.sep + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append((entry.path, path))
+            elif path not in owned and not entry.name.endswith(".pyc"):
+                _keep(Path(entry.path), Path(path))
+
+
+def _keep(source: Path, path: Path) -> None:
+    if os.path.lexists(path):
+        return
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        # A file has taken the folder's place: the name tells where this came from.
+        path = path.parent.with_name(f"{path.parent.name}.kept") / path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _move(source, path)
 
 
 # ------------------------------------------------------------------------------------------- moving
