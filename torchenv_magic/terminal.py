@@ -274,11 +274,11 @@ class Screen:
                 size = f"{format_bytes(done)} of {format_bytes(total)}"
             self._bar(table, name, done, total, size)
         yield table
-        notes = [text for text in (pace if narrow else "", ready) if text]
+        facts = [text for text in (pace if narrow else "", ready) if text]
         hidden = len(progress.packages) - len(shown)
         if shown and hidden:
-            notes.append(f"{hidden} more under way")
-        for note in notes if narrow else [" · ".join(notes)]:
+            facts.append(f"{hidden} more under way")
+        for note in facts if narrow else [" · ".join(facts)]:
             yield Text(f"  {note}", style="dim", overflow="fold")
 
     def _counted(self, count: tuple[int, int]) -> Table:
