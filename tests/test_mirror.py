@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -51,6 +56,14 @@ def plan_from(
         consent=consent,
         on_event=events.append if events is not None else None,
     )
+
+
+@contextmanager
+def configuration_file(text: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.toml")
+        file.write_text(text, encoding="utf-8")
+        yield file
 
 
 def asked_of_pytorch(standin: StandIn) -> list[str]:
@@ -133,7 +146,9 @@ def test_a_mirror_without_hashes_is_installed_from(target: Target) -> None:
     assert asked_of_pytorch(target.standin) == []
 
 
-def test_a_mirror_may_be_a_folder(target: Target, tmp_path: Path) -> None:
+def test_a_mirror_may_be_a_folder(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = tmp_path / "my mirror"
     by_name: dict[str, list[Path]] = {}
     for wheel in target.standin.wheels("cu126"):
@@ -151,6 +166,11 @@ def test_a_mirror_may_be_a_folder(target: Target, tmp_path: Path) -> None:
     assert asked_of_pytorch(target.standin) == []
     with pytest.raises(SourceError, match="has no PyTorch for cu130"):
         plan_from(target, str(base), "cu130")
+    monkeypatch.setenv("TORCHENV_INDEX_BASE", str(base))
+    listed = {str(a.backend): a for a in read_selection(refresh="always").alternatives}
+    assert listed["cu126"].torch == "2.13.0"
+    assert listed["cu130"].torch is None
+    assert asked_of_pytorch(target.standin) == []
 
 
 def test_the_variable_is_heard_where_nobody_passes_anything(
@@ -382,6 +402,19 @@ def test_a_persons_own_indexes_stay_behind_the_mirror(monkeypatch: pytest.Monkey
     assert "UV_INDEX_TORCHENV_PASSWORD" not in child
     index = Source(kind="index", location="https://download.pytorch.org/whl/cu126")
     assert source_environment(index, {"UV_INDEX": "own"}) == {"UV_INDEX": "own"}
+
+
+def test_every_line_of_the_page_on_mirrors_is_understood() -> None:
+    page = Path(__file__).parents[1].joinpath("docs", "mirrors.md").read_text("utf-8")
+    lines = re.findall(r"^\$ torchenv (.*)$", page, re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert parse_words(shlex.split(line), notebook=False).word
+    configuration = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert configuration is not None
+    with configuration_file(configuration[1]) as file, pytest.raises(RequestError, match="/srv"):
+        # The address is understood; the folder is one of the page's.
+        read_sites(environ={}, files=(file,))
 
 
 def test_a_line_of_a_notebook_takes_its_mirror(workplace: Workplace) -> None:

@@ -267,6 +267,16 @@ def test_what_a_folder_lacks_comes_from_the_index_and_that_is_told(
     assert any("has no torch that fits" in note for note in plan.notes)
 
 
+def test_where_neither_a_folder_nor_the_index_has_it_both_are_told(
+    target: Target, tmp_path: Path
+) -> None:
+    target.standin.down = True
+    with pytest.raises(SourceError) as caught:
+        from_folder(target, tmp_path, "cu126")
+    assert "can't be reached" in caught.value.message
+    assert f"{tmp_path} (as --find-links says): it has no torch that fits" in caught.value.message
+
+
 def test_without_a_backend_the_best_of_what_lies_there_is_taken(
     target: Target, tmp_path: Path
 ) -> None:

@@ -77,7 +77,8 @@ def source_environment(source: Source, environ: Mapping[str, str]) -> dict[str, 
     child["UV_INDEX"] = f"torchenv={source.location}/ {others}".strip()
     if (login := kept_login(source.location)) is not None:
         user, password = login
-        child["UV_INDEX_TORCHENV_USERNAME"] = user
+        if user:
+            child["UV_INDEX_TORCHENV_USERNAME"] = user
         # With a name alone uv asks the keyring, where it is told to.
         if password:
             child["UV_INDEX_TORCHENV_PASSWORD"] = password
