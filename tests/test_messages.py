@@ -331,11 +331,13 @@ def test_a_terminal_is_told_of_no_kernel_and_no_cell() -> None:
     )
     # What is said of the session that asks, and of what only a notebook's line can have.
     of_a_session = ("doctor.process, session_problems", "words, _unknown_option")
+    # And of a kernel that a terminal makes.
+    of_new_kernels = ("installation.new_kernel", "cli, _new_kernel", "environment, check_target")
     every = [
         (place, _terminal(text))
         for label in ("message", "hint", "found", "meaning", "cure")
         for place, text in texts(label=label)
-        if not place.startswith(("notebook.", "labextension", *of_a_session))
+        if not place.startswith(("notebook.", "labextension", *of_a_session, *of_new_kernels))
     ]
     assert not breaking(lambda text: notebooks.search(text) is None, iter(every))
 

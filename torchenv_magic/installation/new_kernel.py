@@ -193,9 +193,11 @@ def check_name(text: str) -> str:
     name = text.lower()
     fits = _NAME.fullmatch(name) and name[0] not in ".-" and len(name) <= _LONGEST_NAME
     if not fits or name in _NATIVE:
-        what = "is Jupyter's own kernel" if name in _NATIVE else "can't be the name of a kernel"
+        message = f"`{text}` can't be the name of a kernel"
+        if name in _NATIVE:
+            message = f"`{text}` is the kernel that Jupyter makes by itself"
         raise RequestError(
-            f"`{text}` {what}",
+            message,
             hint="take letters, digits, dots, dashes and underscores, such as `torch-cu126`",
         )
     return name
@@ -534,7 +536,7 @@ def _furnish(
         distribution = importlib.metadata.distribution(_OWN_NAME)
     except importlib.metadata.PackageNotFoundError:
         raise InstallError(
-            "torchenv_magic is not installed as a package here, so the new kernel can't have it",
+            "The new kernel can't have torchenv_magic: it is not installed as a package here",
             hint="install it (`%pip install torchenv-magic`), then try again",
         ) from None
     needed = [text for text in distribution.requires or () if not _is_extra(text)]
@@ -561,8 +563,8 @@ def _furnish(
             wheel = wheel_of(distribution, Path(place))
         except LookupError:
             raise InstallError(
-                "torchenv_magic was installed without a list of its files, so the new kernel can't "
-                "have it",
+                "The new kernel can't have torchenv_magic: it was installed without a list of its "
+                "files",
                 hint="install it again (`%pip install --force-reinstall torchenv-magic`)",
             ) from None
         # By its version, not by its address, which will not be there any more.

@@ -411,10 +411,9 @@ def _not_yours(model: PickerModel) -> list[str]:
     if error is not None:
         tone = "calm" if isinstance(error, InstallCancelled) else _TONES[model.state]
         # Of what stands in the way the button is the hint.
-        shown = TargetError(error.message, detail=error.detail)
         reason = obstacle(model.status) if model.status is not None else None
         hinted = reason is None or error.message != reason.message
-        parts.insert(0, _error_html(error if hinted else shown, tone=tone))
+        parts.insert(0, _error_html(error, tone=tone, hinted=hinted))
     return parts
 
 
@@ -448,10 +447,10 @@ def _progress(model: PickerModel) -> str:
     return _block(running)
 
 
-def _error_html(error: TorchEnvError, *, tone: str) -> str:
+def _error_html(error: TorchEnvError, *, tone: str, hinted: bool = True) -> str:
     words = f"<p class='torchenv-{tone}'>{words_html(error.message)}</p>"
     # Of an offer the button is the hint.
-    if error.hint and state_of_error(error) != "offered":
+    if hinted and error.hint and state_of_error(error) != "offered":
         words += f"<p class='torchenv-quiet'>hint: {words_html(error.hint)}</p>"
     detail = log_html(error.detail.splitlines(), title="what was said about it")
     return f"<div role='alert'>{words}</div>{detail}"
