@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import choices, detect, install, load_ext, picker, restart
+from benchmarks import choices, detect, install, load_ext, picker, restart, switch
 from benchmarks.measuring import BenchmarkError, Measurement, busy_warning
 from benchmarks.stage import Stage
 from tests.browser.kernel_environment import EnvironmentMakingError, run_uv
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Stage], Iterator[Measurement]]] = {
     "load_ext": load_ext.measure,
     "picker": picker.measure,
     "install": install.measure,
+    "switch": switch.measure,
     "restart": restart.measure,
     # Last: it takes root, and where it ends the run the others are done.
     "choices": choices.measure,
