@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -142,13 +143,18 @@ def test_another_install_is_waited_for_and_then_nothing_is_left_to_do(
         stderr=subprocess.DEVNULL,
     )
     try:
-        lock = here.environment.directory / ".torchenv" / "lock"
-        until(
-            lambda: lock.exists() and lock.read_text(encoding="ascii") == str(other.pid),
-            "the other install did not begin",
-        )
+        holder = here.environment.directory / ".torchenv" / "holder.json"
+
+        def holds() -> bool:
+            with contextlib.suppress(OSError, ValueError):
+                record = json.loads(holder.read_bytes())
+                return (record["pid"], record["command"]) == (other.pid, "torchenv install cpu")
+            return False
+
+        until(holds, "the other install did not begin")
         page.click(1, INSTALL)
-        page.wait_for_output(1, f"Another install works on .* \\(process {other.pid}\\)")
+        page.wait_for_output(1, f"torchenv install cpu.* \\(process {other.pid}, since")
+        page.wait_for_output(1, "works on this environment: Downloading from the PyTorch index")
         page.click(1, "Cancel")
         page.wait_for_output(1, CANCELLED)
         assert other.poll() is None, "another's install was cancelled too"

@@ -427,6 +427,11 @@ def failure(error: OSError) -> InstallError:
             f"The environment's disk is full: {error.filename or ''}".rstrip(": "),
             hint="free some space, then try again",
         )
+    if error.errno == errno.ENOENT:
+        return InstallError(
+            f"`{error.filename}` was removed by somebody else while this worked",
+            hint="see whether the environment is still there, and make it anew if not",
+        )
     return InstallError(
         f"`{error.filename}` can't be changed: {error.strerror}",
         hint="close the notebooks that use this environment, then try again",
