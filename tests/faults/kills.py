@@ -232,12 +232,14 @@ def reach(bench: Bench, point: Point, strike: Callable[[Program, list[int]], Non
     """Begin to switch, and strike as the point is reached; return what was struck."""
     if point.spoiled is not None:
         bench.standin.faults = (point.spoiled,)
+    # What an earlier install has kept for its undo is no stage.
+    kept = frozenset(bench.site.glob(".torchenv-*"))
     program = bench.start()
     if point.spoiled is not None:
         spoiled = point.spoiled
         found = poll(lambda: not program.alive() or is_held(bench, spoiled))
     elif point.files:
-        found = poll(lambda: not program.alive() or _staged(bench, point.files), pause=0.0)
+        found = poll(lambda: not program.alive() or _staged(bench, point.files, kept), pause=0.0)
     else:
         found = poll(lambda: not program.alive() or bool(_proving(bench, program, point)))
     if found and program.alive():
@@ -257,10 +259,10 @@ def is_held(bench: Bench, spoiled: Spoiled) -> bool:
     return matching[0].status == 0 if spoiled.kind == "silent" else matching[0].bytes > 0
 
 
-def _staged(bench: Bench, files: int) -> bool:
+def _staged(bench: Bench, files: int, kept: frozenset[Path]) -> bool:
     """Whether so many files of torch lie in a folder of the engine's own."""
     count = 0
-    for work in bench.site.glob(".torchenv-*"):
+    for work in set(bench.site.glob(".torchenv-*")) - kept:
         for folder, names, found in os.walk(work):
             names.sort()
             if "/torch" in folder:
