@@ -309,12 +309,12 @@ def test_what_its_wheels_need_besides_comes_from_elsewhere(target: Target, tmp_p
 
 def test_the_command_fetches_and_says_how_to_go_on(target: Target, tmp_path: Path) -> None:
     del target
-    command = [sys.executable, "-m", "torchenv_magic", "download", "wheels", "cu126"]
+    command = [sys.executable, "-m", "torchenv_magic", "download", "wheels", "cu126", "filelock>3"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "torchenv install cu126 --find-links" in done.stdout
+    assert "`torchenv install cu126 'filelock>3' --find-links wheels`" in done.stdout
     again = subprocess.run(
         [*command, "--json"],
         cwd=tmp_path,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sys
 import threading
@@ -96,6 +97,7 @@ class Wheelhouse:
     """What lies in the folder now."""
 
     directory: Path
+    request: Request
     backend: Backend
     python_version: str
     platform: str | None
@@ -117,10 +119,12 @@ class Wheelhouse:
         if there:
             said += f", {there} {'were' if there > 1 else 'was'} there already"
         place = shown_path(self.directory)
+        asked = [text for text in self.request.requirements if text != "torch"]
+        line = shlex.join(["install", str(self.backend), *asked, "--find-links", place])
         return (
             f"{said}: {self.backend.label} for Python {self.python_version}"
             f"{f' on {self.platform}' if self.platform else ''} in {place}\n"
-            f"On that machine: `torchenv install {self.backend} --find-links {place}`"
+            f"On that machine: `torchenv {line}`"
         )
 
 
@@ -196,6 +200,7 @@ def fetch_wheels(
     fetcher = _Fetcher(directory=directory, tell=tell, cancellation=cancellation, free=free)
     return Wheelhouse(
         directory=directory,
+        request=request,
         backend=backend,
         python_version=python_version or ".".join(map(str, sys.version_info[:2])),
         platform=platform,
