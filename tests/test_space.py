@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from tests.targets import Target, make_environment
 from torchenv_magic.builds.backend import Backend
-from torchenv_magic.errors import DiskSpaceError
+from torchenv_magic.errors import DiskSpaceError, InstallError
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Download
@@ -190,6 +191,21 @@ def test_the_room_is_measured_anew_before_the_start(cold_target: Target) -> None
         check_space(plan, cold_target.site, uv=find_uv(), look=lambda _: full)
     assert "UV_CACHE_DIR" in caught.value.hint
     check_space(replace(plan, downloads=()), cold_target.site, uv=find_uv(), look=lambda _: full)
+
+
+def test_a_full_folder_for_temporary_files_is_not_taken_for_the_environments_disk(
+    cold_target: Target, mount: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = cold_target.plan("cu126")
+    full = mount(*tmpfs("64k"))
+    (full / "ballast").write_bytes(b"x" * 65536)
+    monkeypatch.setattr(tempfile, "tempdir", str(full))
+    before = cold_target.snapshot()
+    with pytest.raises(InstallError, match="The folder for temporary files") as caught:
+        install_plan(plan)
+    assert str(full) in caught.value.message
+    assert "TMPDIR" in caught.value.hint
+    assert cold_target.snapshot() == before
 
 
 def test_uv_is_told_to_copy_and_the_plan_knows(

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from torchenv_magic.errors import InstallCancelled, TargetError
+from torchenv_magic.errors import InstallCancelled, InstallError, TargetError
 from torchenv_magic.installation.failures import explain, lacks_in_cache
 from torchenv_magic.installation.narrator import Narrator, Silence, http_timeout
 from torchenv_magic.installation.plan import (
@@ -186,9 +186,18 @@ def _arguments(python: Path, file: Path, lock_format: str, destination: str) -> 
 def _written(lock: str, lock_format: str) -> Iterator[Path]:
     """Write the lock where uv can read it, for as long as the block runs."""
     name = "pylock.toml" if lock_format == "pylock" else "requirements.txt"
-    with tempfile.TemporaryDirectory(prefix="torchenv-") as folder:
-        file = Path(folder, name)
-        file.write_text(lock, encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="torchenv-"))
+            file = Path(folder, name)
+            file.write_text(lock, encoding="utf-8")
+        except OSError as error:
+            # Not the environment's disk, nor that of uv's cache: a person would look at both.
+            raise InstallError(
+                f"The folder for temporary files, `{tempfile.gettempdir()}`, can't be written: "
+                f"{error.strerror}",
+                hint="free some space there, or set TMPDIR to a folder that can be written",
+            ) from error
         yield file
 
 
