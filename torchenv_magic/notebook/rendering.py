@@ -123,6 +123,9 @@ body[class*="vscode-"] .torchenv:not(.jupyter-widgets *) {
 .torchenv-wide { container-type: inline-size; }
 @container (max-width: 26rem) {
   .torchenv .torchenv-wheels.torchenv-wheels td:last-child:nth-child(n) { display: none; }
+  .torchenv .torchenv-wheels.torchenv-wheels :is(td, th):nth-child(n) {
+    white-space: normal; overflow-wrap: anywhere;
+  }
   /* Named twice: stronger than the rules above, which have to be stronger than JupyterLab's. */
   .torchenv .torchenv-facts.torchenv-facts :is(tbody, tr, td, th):nth-child(n) {
     display: block; white-space: normal; padding-block: 0;
