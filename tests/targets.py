@@ -28,6 +28,8 @@ from torchenv_magic.selection import CatalogOrigin, Request, Selection
 
 LOCKS = {".lock", *(f".torchenv/{name}" for name in ("lock", "holder.json", "progress.json"))}
 """Files of who holds a lock or held it; what is in them says nothing about the environment."""
+PASSING = (".torchenv/progress.json.", ".torchenv/clock.")
+"""Files that are there for a moment while another install works."""
 REMEMBERED = {".torchenv/history.jsonl"}
 """What grows with everything that is done, also where it came to nothing."""
 
@@ -118,7 +120,7 @@ class Target:
                 found[name] = str(path.readlink())
             elif path.is_dir():
                 found[name] = "folder"
-            elif name not in LOCKS | REMEMBERED:
+            elif name not in LOCKS | REMEMBERED and not name.startswith(PASSING):
                 status = path.stat()
                 found[name] = (status.st_size, status.st_mtime_ns)
         # The folder that keeps the lock outlives it.

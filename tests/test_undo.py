@@ -326,6 +326,18 @@ def test_the_history_says_who_did_what_when_by_which_line(target: Target) -> Non
     assert "a:b" not in (target.prefix / ".torchenv" / "history.jsonl").read_text(encoding="utf-8")
 
 
+def test_what_killed_writers_had_begun_is_swept_away(target: Target) -> None:
+    target.fill("cpu", "torch")
+    state = target.prefix / ".torchenv"
+    for name in ("journal.json.0123abcd", "progress.json.89abcdef", "mine.txt"):
+        (state / name).write_text("begun", encoding="utf-8")
+    os.utime(state / "journal.json.0123abcd", (0, 0))
+    undo(target)
+    left = {path.name for path in state.iterdir()}
+    assert "journal.json.0123abcd" not in left
+    assert left >= {"progress.json.89abcdef", "mine.txt"}  # one may still be being written
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
 def test_what_is_known_of_installs_is_for_its_owner_only(target: Target) -> None:
     target.fill("cpu", "torch")

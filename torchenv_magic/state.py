@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
+import time
 from pathlib import Path
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "open_state",
     "read_state",
     "state_directory",
+    "sweep_state",
     "write_state",
 ]
 
@@ -103,6 +106,19 @@ def create_state(path: Path, content: bytes) -> int:
             path.unlink()
         raise
     return descriptor
+
+
+_FORGOTTEN_SECONDS = 600.0
+
+
+def sweep_state(prefix: Path) -> None:
+    """Delete what writers who were killed had begun and not put in its place."""
+    directory = state_directory(prefix)
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            begun = re.fullmatch(r".+\.[0-9a-f]{8}", path.name) is not None
+            if begun and abs(time.time() - path.lstat().st_mtime) > _FORGOTTEN_SECONDS:
+                path.unlink()
 
 
 def write_state(

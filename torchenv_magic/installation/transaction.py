@@ -69,7 +69,13 @@ from torchenv_magic.installation.keeping import (
     write_kept,
 )
 from torchenv_magic.serialization import from_json, to_json
-from torchenv_magic.state import make_state_directory, read_state, state_directory, write_state
+from torchenv_magic.state import (
+    make_state_directory,
+    read_state,
+    state_directory,
+    sweep_state,
+    write_state,
+)
 from torchenv_magic.web import without_login
 
 if TYPE_CHECKING:
@@ -465,6 +471,7 @@ def recover(environment: Environment) -> str | None:
     InstallError, TargetError
         A file can't be renamed or written. The journal stays, and the next contact tries again.
     """
+    sweep_state(environment.prefix)
     journal = _read_journal(environment)
     if journal is None:
         if not _journal_path(environment).exists():
