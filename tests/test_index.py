@@ -244,6 +244,7 @@ def test_an_empty_listing_offers_nothing() -> None:
     assert parse_page(json_page(), JSON, CU126) == ()
 
 
+@settings(deadline=None)
 @given(page=st.binary(max_size=300), kind=st.sampled_from([HTML, JSON]))
 @example(page=b'<a href="http://[">torch-1-</a>', kind=HTML)
 @example(page=b'<a href="torch-2.0%ff+cu126-cp311-cp311-linux_x86_64.whl">', kind=HTML)
@@ -262,6 +263,7 @@ parts = st.sampled_from(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(names=st.lists(st.lists(parts, min_size=4, max_size=5), min_size=1, max_size=3))
 @example(names=[["2.14.1+cu126", "cp311", "cp311", "linux_" + "m" * 30]])
 @example(names=[["9" * 61 + "+cu126", "cp311", "cp311", "linux_x86_64"]])
@@ -292,6 +294,7 @@ listings = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(listing=listings)
 def test_a_listing_survives_json(listing: Listing) -> None:
     assert from_json(Listing, json.loads(json.dumps(to_json(listing)))) == listing
@@ -803,7 +806,7 @@ VALID = json.dumps(
 ).encode()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_absent_or_still_a_listing(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
