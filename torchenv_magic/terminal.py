@@ -68,8 +68,13 @@ def told(
         yield PlainLines(stream, say=say)
 
 
+# The last is what ipykernel calls the pseudo-terminal of `!torchenv`: a cell's output, where no
+# cursor goes up.
+_UNABLE = ("dumb", "unknown", "xterm-color")
+
+
 def _can_draw(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return stream.isatty() and os.environ.get("TERM") not in _UNABLE
 
 
 class JsonLines:
