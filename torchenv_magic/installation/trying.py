@@ -39,8 +39,10 @@ def check_imports(
     members = [name for name in FAMILY_MEMBERS if name in names]
     if not members:
         return
-    if not _lacks_requirement(environment, members):
-        ended = _run(python, ["-I", import_probe.__file__, *members], cancellation)
+    # What goes with torch registers its operators with it as it is imported, in Python: only the
+    # whole import tells whether the two fit.
+    if members == ["torch"] and not _lacks_requirement(environment, members):
+        ended = _run(python, ["-I", import_probe.__file__], cancellation)
         if ended is not None and ended.status == 0:
             return
     ended = _run(python, ["-I", "-c", f"import {', '.join(members)}"], cancellation)
