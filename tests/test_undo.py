@@ -16,9 +16,9 @@ import pytest
 
 from tests.standin import TORCH, make_wheel
 from tests.targets import Target, make_dependent, settle
-from torchenv_magic.errors import ConsentError, InstallCancelled, InstallError
+from torchenv_magic.errors import ConsentError, DiskSpaceError, InstallCancelled, InstallError
 from torchenv_magic.expectation import read_expectation
-from torchenv_magic.installation import keeping
+from torchenv_magic.installation import install, keeping
 from torchenv_magic.installation.history import read_entries
 from torchenv_magic.installation.install import Result, install_plan, recover_environment
 from torchenv_magic.installation.progress import Event
@@ -233,6 +233,30 @@ def test_on_a_full_disk_only_what_costs_nothing_is_kept(
     with pytest.raises(InstallError, match="the disk is nearly full"):
         undo(target)
     assert (target.site / "torch" / "mine.bin").exists()
+
+
+def test_what_was_kept_gives_its_room_to_the_next_install(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.fill("cu130")
+    copied = target.site / "torch" / "version.py"
+    copied.unlink()  # it is uv's link
+    copied.touch()
+    os.truncate(copied, 30_000_000)
+    target.install("cpu")
+    assert len(kept(target)) == 1
+    asked: list[bool] = []
+
+    def check(*_: object, **__: object) -> None:
+        asked.append(bool(kept(target)))
+        if asked[-1]:
+            raise DiskSpaceError("There is too little space", hint="free some")
+
+    monkeypatch.setattr(install, "check_space", check)
+    plan = target.plan("cu126")
+    install_plan(plan)
+    assert asked == [True, False]
+    assert target.backend() == "cu126"
 
 
 def test_hostile_words_about_what_is_kept_touch_nothing(target: Target, tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from torchenv_magic.environment import (
     installed_backend,
     read_environment,
 )
-from torchenv_magic.errors import BusyError, ChangedError, InstallError
+from torchenv_magic.errors import BusyError, ChangedError, DiskSpaceError, InstallError
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
 from torchenv_magic.installation.history import Entry, new_entry
+from torchenv_magic.installation.keeping import let_go
 from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
@@ -38,7 +39,7 @@ from torchenv_magic.installation.transaction import (
     recover,
 )
 from torchenv_magic.installation.trying import check_imports
-from torchenv_magic.installation.uv import Cancellation, find_uv
+from torchenv_magic.installation.uv import Cancellation, Uv, find_uv
 from torchenv_magic.installation.waiting import Hold, holding
 
 __all__ = [
@@ -172,7 +173,7 @@ def _install(
             environment = read_again(plan.python)
         check_current(plan, environment)
         before = metadata_directories(sites(environment))
-        check_space(plan, environment.site_packages, uv=uv)
+        _check_room(plan, environment, uv)
         with Transaction(environment) as transaction:
             if plan.versions:
                 stage(plan, transaction.stage, uv=uv, on_event=hold.tell, cancellation=cancellation)
@@ -192,6 +193,16 @@ def _install(
         seconds=time.monotonic() - started,
         recovered=recovered,
     )
+
+
+def _check_room(plan: Plan, environment: Environment, uv: Uv) -> None:
+    """Check that there is room, if need be that of what the last install has kept."""
+    try:
+        check_space(plan, environment.site_packages, uv=uv)
+    except DiskSpaceError:
+        if not let_go(environment.prefix, environment.site_packages):
+            raise
+        check_space(plan, environment.site_packages, uv=uv)
 
 
 def _entry(plan: Plan, command: str, identity: str, expectation: Expectation) -> Entry:

@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchenv_magic.expectation import Expectation
@@ -32,6 +32,7 @@ __all__ = [
     "is_kept_name",
     "is_written",
     "kept_folders",
+    "let_go",
     "read_kept",
     "room_problem",
     "write_kept",
@@ -44,6 +45,9 @@ _SCHEMA = 1
 _LARGEST = 5_000_000
 _FREE_SHARE = 0.1
 """What of a disk has to stay free for what was replaced to be kept on it."""
+
+_WORTH_BYTES = 20_000_000
+"""What has to be won for an install that can be undone to become one that can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,20 @@ def room_problem(site: Path, paths: Iterable[str]) -> str:
     if sum(map(_own_bytes, paths)) <= usage.free:
         return ""
     return "what it replaced was not kept, as the disk is nearly full"
+
+
+def let_go(prefix: Path, site: Path) -> bool:
+    """Delete what is kept, for the room that it takes; return whether that made any.
+
+    Use it under `locked`.
+    """
+    kept = read_kept(prefix)
+    folder = site / kept.folder if kept is not None and kept.folder else None
+    if kept is None or folder is None or _own_bytes(str(folder / "new")) < _WORTH_BYTES:
+        return False
+    write_kept(prefix, replace(kept, folder="", problem="the room of what it replaced was needed"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
 
 
 def _own_bytes(path: str) -> int:

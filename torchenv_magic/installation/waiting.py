@@ -62,6 +62,7 @@ def holding(
     seconds = float("inf") if wait else 0.0
     with locked(environment, command=command, wait_seconds=seconds, on_busy=on_busy) as check:
         reporter = _Reporter(_path(environment), on_event)
+        reporter.end()  # what one that was killed has left
         try:
             yield Hold(reporter, check)
         finally:
@@ -123,7 +124,7 @@ class _Reporter:
                 write_state(self._path, content, lasting=False)
 
     def end(self) -> None:
-        """Leave nothing to read: whoever comes next begins anew."""
+        """Leave nothing to read: whoever holds the lock next begins anew."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
