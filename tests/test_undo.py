@@ -81,6 +81,7 @@ def test_undoing_the_first_install_takes_away_what_it_brought(target: Target) ->
     before = files(target)
     target.install("cpu", *FAMILY)
     assert kept(target) == []
+    assert str(read_undo(target.read())).startswith(f"`%torchenv undo` takes torch {TORCH}+cpu and")
     result = undo(target)
     assert files(target) == before
     assert result.expectation is None

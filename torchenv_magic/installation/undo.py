@@ -49,16 +49,22 @@ class Undo:
 
     @property
     def title(self) -> str:
-        """What would be there, in a few words: `torch 2.12.0+cpu and 3 more packages`."""
-        back = by_importance(change for change in self.changes if change.after is not None)
-        if not back:
-            return f"no {by_importance(self.changes)[0].name}" if self.changes else "nothing"
-        more = f" and {len(back) - 1} more package{'s' if back[2:] else ''}" if back[1:] else ""
-        return f"{back[0].name} {back[0].after}{more}"
+        """What would come back, or go: `torch 2.12.0+cpu and 3 more packages`."""
+        back = [change for change in self.changes if change.after is not None]
+        first, *others = by_importance(back or self.changes)
+        more = f" and {len(others)} more package{'s' if others[1:] else ''}" if others else ""
+        return f"{first.name} {first.after or first.before}{more}"
+
+    @property
+    def only_removes(self) -> bool:
+        """Whether nothing would come back."""
+        return all(change.after is None for change in self.changes)
 
     def __str__(self) -> str:
         if self.problem:
             return f"The last one can't be undone: {self.problem}."
+        if self.only_removes:
+            return f"`%torchenv undo` takes {self.title} away again."
         return f"`%torchenv undo` goes back to {self.title}."
 
 
@@ -124,7 +130,8 @@ def undo_install(
             recovered = recover(environment)
             environment = read_again(environment.interpreter.executable)
             kept, undo = _checked(environment, meant, consent=consent)
-            hold.tell(Event(phase="switch", message=f"Going back to {undo.title}"))
+            message = "Taking away" if undo.only_removes else "Going back to"
+            hold.tell(Event(phase="switch", message=f"{message} {undo.title}"))
             with Transaction(environment, source=kept) as transaction:
                 _switch(transaction, environment, kept, command, hold, cancellation, started)
             hold.tell(Event(phase="done", message="Undone"))
@@ -156,8 +163,7 @@ def _checked(environment: Environment, meant: Kept | None, *, consent: bool) -> 
     broken = _broken(undo.changes, environment)
     if broken and not consent:
         raise ConsentError(
-            f"Going back to {undo.title} would break what was installed since: "
-            f"{'; '.join(broken[:3])}",
+            f"To undo it would break what was installed since: {'; '.join(broken[:3])}",
             hint="`%torchenv undo --yes` goes back all the same",
             detail="\n".join(broken),
         )
