@@ -274,7 +274,7 @@ def say_what_stands(error: TorchEnvError, environment: Environment) -> None:
     from torchenv_magic.installation.transaction import is_interrupted
 
     # A refusal is one before anything is begun, and who cancelled was told with the same words.
-    failed = isinstance(error, (PlanError, UvError, InstallError))
-    refused = isinstance(error, (BusyError, InstallCancelled))
+    failed = isinstance(error, PlanError | UvError | InstallError)
+    refused = isinstance(error, BusyError | InstallCancelled)
     if failed and not refused and not is_interrupted(environment):
         error.standing = "The environment is as it was"
