@@ -54,6 +54,8 @@ _QUIET_SECONDS = 30.0
 _WATCH_SECONDS = 8.0
 """How long a heartbeat that looks old is watched before that is believed: clocks jump."""
 _LARGEST_RECORD = 20_000
+# By its descriptor, so that the heartbeat of who has lost the lock is not taken for another's.
+_BEATS_BY_DESCRIPTOR = os.utime in os.supports_fd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +214,7 @@ class _Door:
         found = _look(self._path)
         if found is None:
             with contextlib.suppress(FileExistsError):
-                self._record = create_state(self._path, content)
-                self._mine = mine
+                self._hold(create_state(self._path, content), mine)
                 return True
             found = _look(self._path)
         if found is None or not self._is_stale(found, by_system=by_system):
@@ -239,8 +240,7 @@ class _Door:
             if now is not None and (now.holder, now.inode) != (found.holder, found.inode):
                 return False
             write_state(self._path, content)
-            self._record = open_state(self._path, os.O_WRONLY)
-            self._mine = mine
+            self._hold(open_state(self._path, os.O_WRONLY), mine)
         finally:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -248,6 +248,13 @@ class _Door:
         if not self.is_ours():
             self._mine = None
         return self._mine is not None
+
+    def _hold(self, descriptor: int, mine: Holder) -> None:
+        self._mine = mine
+        if _BEATS_BY_DESCRIPTOR:
+            self._record = descriptor
+        else:
+            os.close(descriptor)  # Windows deletes no file that is open
 
     def is_ours(self) -> bool:
         """Whether the record is the one that was made here."""
@@ -277,10 +284,7 @@ class _Door:
         while not self._left.wait(_BEAT_SECONDS):
             with contextlib.suppress(OSError):
                 # The time is the file system's own: on a network drive, its server's.
-                if os.utime in os.supports_fd and self._record is not None:
-                    os.utime(self._record)
-                else:
-                    os.utime(self._path)
+                os.utime(self._path if self._record is None else self._record)
 
     def _is_stale(self, found: _Record, *, by_system: bool) -> bool:
         holder, here = found.holder, _here()
