@@ -206,7 +206,7 @@ def test_no_button_works_before_the_machine_is_known() -> None:
 
 
 def test_every_stage_of_a_job_has_a_cancel_and_a_choice_that_is_closed() -> None:
-    assert {*get_args(JobStage), "making", "stopping"} == BUSY
+    assert {*get_args(JobStage), "making", "undoing", "stopping"} == BUSY
     assert EDITABLE.isdisjoint(BUSY)
 
 

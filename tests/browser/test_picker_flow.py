@@ -251,6 +251,27 @@ def test_a_driver_that_hangs_is_waited_for_in_words(
     assert_calm(page)
 
 
+def test_the_last_install_is_undone_by_one_button(
+    stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage
+) -> None:
+    here = stage()
+    child = fresh_standin.environment(here.cache, hermetic=True)
+    for torch in ("2.12.0", "2.13.0"):
+        words = ("-m", "torchenv_magic", "install", "cpu", f"torch=={torch}")
+        done = here.environment.run(*words, environment=child.set)
+        assert done.returncode == 0, done.stderr
+    notebook = here.notebook("back.ipynb", LOAD, "%torchenv", VERIFICATION)
+    page = open_page(here.server, notebook)
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_for_output(1, r"Nothing to do: torch 2\.13\.0\+cpu is here")
+    page.click(1, "Undo: back to torch 2.12.0+cpu")
+    page.wait_for_output(2, r"torch 2\.12\.0\+cpu, as asked for", timeout=120)
+    page.wait_for_output(1, "torch 2.12.0.cpu back; the kernel was restarted")
+    assert here.environment.packages()["torch"] == "2.12.0+cpu"
+    assert_calm(page)
+
+
 def test_a_session_that_has_the_old_torch_loaded_is_asked_and_then_restarted_once(
     stage: MakeStage, open_page: OpenPage
 ) -> None:

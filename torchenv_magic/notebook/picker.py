@@ -22,18 +22,19 @@ from uuid import uuid4
 from IPython.display import display
 
 from torchenv_magic.builds.current import is_offline, is_stale
-from torchenv_magic.environment import FAMILY_MEMBERS
+from torchenv_magic.environment import FAMILY_MEMBERS, Environment
 from torchenv_magic.errors import ConsentError, InstallCancelled, TargetError, TorchEnvError
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.new_kernel import Made, OwnKernel, free_name, read_places
 from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.settings import mirror_base
+from torchenv_magic.installation.undo import read_undo
 from torchenv_magic.installation.uv import find_uv
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_in_child
 from torchenv_magic.notebook.front_end import FrontEnd, read_session
 from torchenv_magic.notebook.interrupt import Interruptible
-from torchenv_magic.notebook.job import Job, expected
+from torchenv_magic.notebook.job import Job, UndoJob, expected
 from torchenv_magic.notebook.kernel_job import KernelJob, check_front_end
 from torchenv_magic.notebook.picker_look import (
     BUSY,
@@ -70,9 +71,9 @@ __all__ = ["Picker", "open_picker"]
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["plan", "verify", "install", "make"]
+Purpose = Literal["plan", "verify", "install", "make", "undo"]
 """What a click is for. `verify` is a plan that is expected to have nothing to do; `make` makes a
-kernel of one's own."""
+kernel of one's own, `undo` undoes the last install."""
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
@@ -119,6 +120,7 @@ class Picker:
         self._by_hand = False
         self._named = False
         self._kernel: OwnKernel | None = None
+        self._looked_back_at: Environment | None = None
         self._built = threading.Event()
         self._looked = threading.Event()
         self._drawing = threading.RLock()
@@ -131,6 +133,7 @@ class Picker:
             on_choice=self._guarded(self._on_choice),
             on_fields=self._guarded(self._on_fields),
             on_name=self._guarded(self._on_name),
+            on_undo=self._guarded(self._on_undo),
         )
         self.view.draw(look(self._model))
         self._built.set()
@@ -296,11 +299,25 @@ class Picker:
             self._set(state=self._blocked(error), error=error)
             self._suggest_name()
         else:
+            self._look_back()
             self._set(
                 state="nothing to do" if self._is_satisfied() else "ready",
                 error=None,
                 **self._costs(),
             )
+
+    def _look_back(self) -> None:
+        """Find out what the last install can be undone to, once for each look at what is there."""
+        environment = self.status.environment if self.status is not None else None
+        if environment is None or environment is self._looked_back_at:
+            return
+        self._looked_back_at = environment
+        undo = read_undo(environment)
+        # Where no PyTorch would be left there is nothing to verify: that is for the word.
+        gone = undo is not None and any(
+            change.name == "torch" and change.after is None for change in undo.changes
+        )
+        self._set(undo=undo.title if undo is not None and not undo.problem and not gone else "")
 
     def _costs(self) -> dict[str, Any]:
         """Return what a restart after the install would take, for the model."""
@@ -451,6 +468,10 @@ class Picker:
         elif self.state in BUSY and time.monotonic() - self._planned_at > _DOUBLE_CLICK_SECONDS:
             self._cancel()
 
+    def _on_undo(self) -> None:
+        if self.state in EDITABLE:
+            self._begin("undo")
+
     def _cancel(self) -> None:
         with self._drawing:
             job = self.job
@@ -466,13 +487,24 @@ class Picker:
             if self.job is not None or status is None:
                 return
             self._filled = ()  # a second look that ends from here on redraws nothing
-            request = plan.request if plan is not None else self.request()
+            if plan is not None:
+                request = plan.request
+            else:
+                request = Request() if purpose == "undo" else self.request()
             self._session = read_session(self._shell)
             packages = status.environment.packages
             self._before = {package.name: package.version for package in packages}
             self._stopping = False
             self._planned_at = time.monotonic() if purpose == "plan" else 0.0
-            if purpose == "make":
+            if purpose == "undo":
+                self.job = UndoJob(
+                    status,
+                    request,
+                    command=_COMMAND,
+                    on_change=self._on_progress,
+                    on_end=lambda job: self._on_end(job, purpose),
+                )
+            elif purpose == "make":
                 self.job = KernelJob(
                     status,
                     request,
@@ -492,8 +524,7 @@ class Picker:
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),
                 )
-            state: PickerState = "making" if purpose == "make" else "planning"
-            self._set(state=state, job=self.job.state, error=None)
+            self._set(state=_state_of(self.job), job=self.job.state, error=None)
         self._interrupt.begin(self._cancel)
         self.job.start()
 
@@ -504,7 +535,7 @@ class Picker:
         self._redrawn = now
         with self._drawing:
             if self.job is job:
-                stage = "making" if isinstance(job, KernelJob) else state_of_job(job.state)
+                stage = _state_of(job)
                 self._set(state="stopping" if self._stopping else stage, job=job.state)
 
     # ------------------------------------------------------------------------------------- ending
@@ -732,6 +763,12 @@ class Picker:
             if reason is not None:
                 state = self._blocked(reason)
             self._set(state=state, job=None, plan=None, error=error)
+
+
+def _state_of(job: Job) -> PickerState:
+    if isinstance(job, KernelJob):
+        return "making"
+    return "undoing" if isinstance(job, UndoJob) else state_of_job(job.state)
 
 
 def _rejoined(texts: list[str]) -> list[str]:

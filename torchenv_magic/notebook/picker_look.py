@@ -63,6 +63,7 @@ PickerState = Literal[
     "joining",
     "installing",
     "making",
+    "undoing",
     "stopping",
     "verifying",
     "cancelled",
@@ -132,6 +133,8 @@ class PickerModel:
     error: TorchEnvError | None = None
     lead: str = ""
     """What was installed."""
+    undo: str = ""
+    """What the last install is undone to, where it can be: `torch 2.12.0+cpu`."""
     asks_first: bool = False
     """Whether the session holds what took work, so that a restart is asked for."""
     switches: bool = False
@@ -152,6 +155,8 @@ class Look:
     secondary: str
     asks: str
     """The words on the button that costs something: the first one does no harm then."""
+    undo: str
+    """The words on the button that undoes the last install."""
     names: bool
     """Whether the field for a kernel's name is there."""
     facts: str
@@ -170,18 +175,20 @@ class _Row:
     secondary: str = ""
     asks: str = ""
     names: bool = False
+    undoes: bool = False
 
 
 _ROWS: Mapping[PickerState, _Row] = {
     "detecting": _Row(fields="hidden"),
-    "ready": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
-    "nothing to do": _Row(fields="open", primary=VERIFY, works=True, secondary=PLAN),
+    "ready": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN, undoes=True),
+    "nothing to do": _Row(fields="open", primary=VERIFY, works=True, secondary=PLAN, undoes=True),
     "not possible": _Row(primary=VERIFY, works=True),
     "not yours": _Row(fields="open", primary=MAKE, works=True, secondary=VERIFY, names=True),
     "planning": _Row(primary="Planning…", secondary=CANCEL),
     "joining": _Row(primary="Waiting…", secondary=CANCEL),
     "installing": _Row(primary="Installing…", secondary=CANCEL),
     "making": _Row(primary="Making…", secondary=CANCEL, names=True),
+    "undoing": _Row(primary="Undoing…", secondary=CANCEL),
     "stopping": _Row(primary="Stopping…", secondary=CANCEL),
     "verifying": _Row(primary="Verifying…"),
     "cancelled": _Row(fields="open", primary=INSTALL, works=True, secondary=PLAN),
@@ -220,6 +227,7 @@ def look(model: PickerModel) -> Look:
         works=row.works,
         secondary=_secondary(row.secondary, model),
         asks=_asks(row.asks, model),
+        undo=f"Undo: back to {model.undo}" if row.undoes and model.undo else "",
         names=row.names,
         facts=_facts(model),
         said=_said(model),

@@ -21,6 +21,7 @@ from torchenv_magic.notebook.rendering import STYLE, summary_html
 __all__ = ["PickerView"]
 
 _ABSENT = "torchenv-absent"
+_BUTTONS = ("primary", "secondary", "restart", "undo")
 
 
 class PickerView:
@@ -35,6 +36,7 @@ class PickerView:
         on_choice: Callable[[], None],
         on_fields: Callable[[], None],
         on_name: Callable[[], None],
+        on_undo: Callable[[], None],
     ) -> None:
         self._on_primary = on_primary
         self._on_secondary = on_secondary
@@ -42,6 +44,7 @@ class PickerView:
         self._on_choice = on_choice
         self._on_fields = on_fields
         self._on_name = on_name
+        self._on_undo = on_undo
         self._layout = widgets.Layout(width="auto")
         self._sheet = widgets.HTML(f"{STYLE}{PICKER_STYLE}", layout=self._layout)
         self._html_style = self._sheet.style
@@ -118,6 +121,10 @@ class PickerView:
         return self._button(self._on_secondary, style=self.primary.style)
 
     @cached_property
+    def undo(self) -> widgets.Button:
+        return self._button(self._on_undo, style=self.primary.style)
+
+    @cached_property
     def progress(self) -> widgets.HTML:
         return self._html()
 
@@ -183,7 +190,11 @@ class PickerView:
             children.insert(children.index(self.said), self.name)
         if look.asks or "restart" in self.__dict__:
             _show(self.restart, words=look.asks)
-            self._buttons.children = (self.primary, self.secondary, self.restart)
+        if look.undo or "undo" in self.__dict__:
+            _show(self.undo, words=look.undo)
+        # One that was never needed is not made.
+        buttons = [self.__dict__[name] for name in _BUTTONS if name in self.__dict__]
+        self._buttons.children = buttons
         if look.log or "log" in self.__dict__:
             self.log.value = look.log
             _hide(self._log_switch, hidden=not look.log)
