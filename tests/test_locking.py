@@ -131,6 +131,8 @@ def another(environment: Environment, kind: str = "system") -> Iterator[subproce
     finally:
         process.kill()
         process.wait()
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            pipe.close()
 
 
 # ------------------------------------------------------------------------------ who is in the way

@@ -21,7 +21,13 @@ from torchenv_magic.environment import (
     installed_backend,
     read_environment,
 )
-from torchenv_magic.errors import BusyError, ChangedError, DiskSpaceError, InstallError
+from torchenv_magic.errors import (
+    BusyError,
+    ChangedError,
+    DiskSpaceError,
+    InstallError,
+    TargetError,
+)
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
 from torchenv_magic.installation.history import Entry, new_entry
@@ -304,7 +310,7 @@ def _switch(  # noqa: PLR0917
             entry=entry,
         )
         hold.tell(Event(phase="check", message="Checking the result"))
-        after = read_again(plan.python)
+        after = _look_after(plan)
         check_switched(plan, after)
         _check_whole(plan, after, cancellation)
         cancellation.raise_if_requested()
@@ -315,6 +321,17 @@ def _switch(  # noqa: PLR0917
             hold.tell(Event(phase="restore", message="Putting back what was there before"))
             transaction.roll_back()
         raise
+
+
+def _look_after(plan: Plan) -> Environment:
+    try:
+        return read_again(plan.python)
+    except TargetError as error:
+        raise InstallError(
+            f"What was installed can't be looked at: {error.message}",
+            hint="try again; what was there before is back",
+            detail=error.detail,
+        ) from error
 
 
 def _check_whole(plan: Plan, after: Environment, cancellation: Cancellation) -> None:
