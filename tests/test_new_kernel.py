@@ -179,7 +179,9 @@ def test_without_any_network_a_kernel_is_made_from_the_cache_and_the_folders(
     assert made.kernel.display_name == "second (torch 2.13.0, CPU only)"
 
 
-@pytest.mark.parametrize("moment", ["an environment", "magic needs", "Asking", "Switching"])
+@pytest.mark.parametrize(
+    "moment", ["an environment", "magic needs", "Asking", "Switching", "Telling"]
+)
 def test_cancel_leaves_neither_environment_nor_kernelspec(workshop: Workshop, moment: str) -> None:
     cancellation = Cancellation()
 

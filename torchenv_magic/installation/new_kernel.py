@@ -360,8 +360,7 @@ def make_kernel(
             specification=places.specifications / name,
         )
         tell(Event(phase="switch", message=f"Telling Jupyter of {kernel.display_name}"))
-        described = _describe(python)
-        cancellation.raise_if_requested()
+        described = _describe(python, cancellation)
         _offer(kernel, described, is_new=before is None or not _owns_specification(before))
         _write_marker(kernel, whole=True)
     if before is not None and before.environment != folder:
@@ -590,15 +589,22 @@ def _display_name(name: str, plan: Plan) -> str:
     return f"{name} (torch {torch}, {plan.backend.label})"
 
 
-def _describe(python: Path) -> dict[str, Any]:
+def _describe(python: Path, cancellation: Cancellation) -> dict[str, Any]:
     """Ask the new environment how its kernel is started.
 
     Raises
     ------
     InstallError
         Its kernel can't be imported, or the magic can't.
+    InstallCancelled
     """
-    ended = run_interpreter(python, ["-I", "-c", _SPECIFICATION], timeout_seconds=_DESCRIBE_SECONDS)
+    ended = run_interpreter(
+        python,
+        ["-I", "-c", _SPECIFICATION],
+        timeout_seconds=_DESCRIBE_SECONDS,
+        stopped_by=cancellation.stops,
+    )
+    cancellation.raise_if_requested()
     try:
         described = json.loads((ended.output.splitlines() or [b""])[-1])
         if ended.status == 0 and isinstance(described["specification"]["argv"], list):

@@ -278,14 +278,14 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
             view.progress(job.state)
     except KeyboardInterrupt:
         if job is None:
-            raise _cancelled() from None
+            raise _cancelled(words) from None
         _stop(job, view)
     error = job.state.error
     if job.state.cancelled:
         view.clear()
         # An error and not a sentence: the rest of the cell, and the cells after it, count on what
         # was not installed.
-        raise _cancelled()
+        raise _cancelled(words)
     if isinstance(error, IndexUnreachableError) and error.offers:
         error.hint = f"{words.with_consent} uses it"
     if isinstance(error, ConsentError):
@@ -319,7 +319,9 @@ def _look_for(words: Words) -> Status:
     )
 
 
-def _cancelled() -> InstallCancelled:
+def _cancelled(words: Words) -> InstallCancelled:
+    if words.word == "new-kernel":
+        return InstallCancelled("Cancelled; nothing of the kernel was kept")
     return InstallCancelled("Cancelled; the environment is as it was")
 
 

@@ -530,7 +530,9 @@ class Picker:
 
     def _on_progress(self, job: Job) -> None:
         now = time.monotonic()
-        if job.state.bytes is not None and now - self._redrawn < _REDRAW_SECONDS:
+        state = job.state
+        many = state.bytes is not None or state.count is not None
+        if many and now - self._redrawn < _REDRAW_SECONDS:
             return
         self._redrawn = now
         with self._drawing:
