@@ -17,6 +17,8 @@ from jupyter_client.manager import KernelManager
 from tests.kernels import Kernel, Message
 from tests.standin import Fault
 from tests.workplace import Workplace
+from torchenv_magic.environment import read_environment
+from torchenv_magic.installation.locking import locked, read_holder
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="a kernel without a server can't replace itself on Windows"
@@ -362,6 +364,36 @@ def test_work_goes_where_a_restart_is_asked_for(started: Started) -> None:
     assert kernel.reply(request)["status"] == "ok"
     assert "PyTorch works\n" in verified(kernel, request)
     assert not kernel.value("'data' in globals()")
+
+
+def test_another_install_is_waited_for_and_interrupt_ends_the_wait_alone(
+    workplace: Workplace, started: Started
+) -> None:
+    kernel, manager = started
+    here = read_environment(workplace.environment.directory)
+    with locked(here, command="torchenv install cu126"):
+        request = kernel.send(INSTALL, cell_id=CELL)
+        kernel.wait_for(
+            lambda message: (
+                message["parent_header"].get("msg_id") == request
+                and message["msg_type"] in ("display_data", "update_display_data")
+                and "`torchenv install cu126`" in message["content"]["data"]["text/plain"]
+            )
+        )
+        manager.interrupt_kernel()
+        assert kernel.reply(request)["ename"] == "InstallCancelled"
+        holder = read_holder(here)
+        assert holder is not None
+        assert holder.command == "torchenv install cu126"
+        request = kernel.send(f"{INSTALL} --restart=never", cell_id=CELL)
+        kernel.wait_for(
+            lambda message: (
+                message["parent_header"].get("msg_id") == request
+                and "This one goes on" in message["content"].get("data", {}).get("text/plain", "")
+            )
+        )
+    assert kernel.reply(request)["status"] == "ok"
+    assert "PyTorch works" in "".join(shown(kernel, request))
 
 
 # ------------------------------------------------------------------------------------ undo, history
