@@ -128,17 +128,15 @@ def test_what_is_imported_and_then_replaced_is_an_error_once(workplace: Workplac
     assert USED in outputs_of(execute(workplace, *cells), 3)
 
 
-def test_a_pytorch_that_does_not_work_stops_the_run(workplace: Workplace) -> None:
-    broken = make_wheel(
-        workplace.directory / "wheels",
-        "torch",
-        "2.13.1+cpu",
-        files={
-            "torch/__init__.py": "raise ImportError('libbroken.so.1: cannot open shared object')"
-        },
-    )
-    workplace.standin.add_wheel("cpu", broken)
+def serve_torch(workplace: Workplace, version: str, code: str) -> None:
+    files = {"torch/__init__.py": code, "torch/version.py": f"__version__ = '{version}+cpu'\n"}
+    folder = workplace.directory / "wheels"
+    workplace.standin.add_wheel("cpu", make_wheel(folder, "torch", f"{version}+cpu", files=files))
     workplace.cache = workplace.directory / "cache"
+
+
+def test_a_pytorch_that_does_not_work_stops_the_run(workplace: Workplace) -> None:
+    serve_torch(workplace, "2.13.1", "__version__ = '2.13.1+cpu'\n")
     with pytest.raises(CellExecutionError) as caught:
         execute(workplace, LOAD, INSTALL, "print('after')")
     assert caught.value.ename == "VerificationError"
@@ -146,8 +144,20 @@ def test_a_pytorch_that_does_not_work_stops_the_run(workplace: Workplace) -> Non
     text = outputs_of(failed, 1)
     assert "Installed torch 2.13.1+cpu in " in text
     assert "PyTorch does not work as asked\n" in text
-    assert "libbroken.so.1: cannot open shared object" in text
     assert failed.cells[2].outputs == []
+
+
+def test_a_pytorch_that_cannot_be_imported_is_not_kept(workplace: Workplace) -> None:
+    serve_torch(
+        workplace, "2.13.2", "raise ImportError('libbroken.so.1: cannot open shared object')\n"
+    )
+    with pytest.raises(CellExecutionError) as caught:
+        execute(workplace, LOAD, INSTALL, "print('after')")
+    assert caught.value.ename == "InstallError"
+    failed = nbformat.read(workplace.directory / "failed.ipynb", as_version=4)
+    assert "libbroken.so.1: cannot open shared object" in outputs_of(failed, 1)
+    assert failed.cells[2].outputs == []
+    assert "torch" not in workplace.versions()
 
 
 def test_an_expected_failure_can_be_handled_in_the_notebook(workplace: Workplace) -> None:
