@@ -240,7 +240,8 @@ def test_frozen_conda_environment_is_refused(
     (movable_prefix / "conda-meta").mkdir()
     (movable_prefix / "conda-meta" / "frozen").write_text(content, encoding="utf-8")
     with pytest.raises(
-        TargetError, match=r"The conda environment `.*` is frozen, .*\n\nhint: `%torchenv new-kernel NAME`"
+        TargetError,
+        match=r"The conda environment `.*` is frozen, .*\n\nhint: `%torchenv new-kernel NAME`",
     ) as caught:
         check_target(read_environment(movable_prefix))
     assert caught.value.detail == detail
@@ -256,7 +257,7 @@ def test_externally_managed_python_is_refused_in_its_own_words(movable_prefix: P
     assert base.externally_managed == "To install 100% Python,\nuse apt."
     assert ", system without pip, externally managed, " in str(base)
     with pytest.raises(
-        TargetError, match="forbids installing into it\n\nhint: make an environ"
+        TargetError, match="forbids installing into it\n\nhint: `%torchenv new-kernel NAME` makes"
     ) as caught:
         check_target(base)
     assert caught.value.detail == base.externally_managed
