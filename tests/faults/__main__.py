@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print(*(fault.name for fault in chosen), sep="\n")
         return 0
+    # What a shell runs in the background ignores this, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes: list[Outcome] = []
     started = time.monotonic()
     with (

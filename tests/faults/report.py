@@ -179,9 +179,9 @@ def _saw(outcome: Outcome) -> str:
         (r"process \d+", "process N"),
         (r"since \d\d:\d\d UTC", "since …"),
         (r"-work-[0-9a-f]{8}", "-work-…"),
-        (r"in \d+\.\d s", "in N s"),
-        (r"in \d+ ?ms", "in N ms"),
+        (r"in [\d.]+ ?(m?s)\b", r"in N \1"),
         (r"(?:/[\w.+@-]+){3,}", "…"),
+        (r"…(?:/?…)+", "…"),
     ):
         text = re.sub(pattern, replacement, text)
     text = " ".join(text.split())
