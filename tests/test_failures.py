@@ -162,14 +162,18 @@ def test_what_is_not_recognised_is_said_as_it_is() -> None:
     error = explain(said("error: The moon is full\n", status=7), subject=SUBJECT)
     assert type(error) is UvError
     assert error.message == "uv ended with status 7: The moon is full"
-    assert explain(said("", status=-11), subject=SUBJECT).message.endswith("it said nothing")
+    assert explain(said("", status=2), subject=SUBJECT).message.endswith("it said nothing")
 
 
-@given(st.text(), st.integers())
-def test_any_words_become_an_error(text: str, status: int) -> None:
-    error = explain(said(text, status=status), subject=SUBJECT)
-    assert error.message
-    assert error.hint
+def test_an_end_by_a_signal_is_told_by_its_name() -> None:
+    began = "Using Python 3.11.7 environment at: env\n"
+    for status, message in (
+        (-9, "uv was ended from outside (SIGKILL)"),
+        (-15, "uv was ended from outside (SIGTERM)"),
+        (-11, "uv crashed (SIGSEGV)"),
+    ):
+        error = explain(said(began, status=status), subject=SUBJECT)
+        assert (type(error), error.message) == (UvError, message)
 
 
 def test_what_only_the_cache_lacks_is_told_from_the_rest() -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "read_environment",
     "run_interpreter",
     "shown_path",
+    "signal_name",
 ]
 
 EnvironmentKind = Literal["venv", "uv venv", "conda", "system"]
@@ -172,6 +173,16 @@ def _find_interpreter(python: Path) -> Path:
 def _ask(python: Path) -> dict[str, Any]:
     """Run the probe in `python` and return what it printed."""
     ended = _answer(python, "-I", _environment_probe.__file__)
+    if ended.status < 0:
+        # Somebody ended it, or a system that had no memory left: mostly not twice.
+        ended = _answer(python, "-I", _environment_probe.__file__)
+    if ended.status < 0:
+        raise TargetError(
+            f"`{python}` was ended from outside ({signal_name(-ended.status)}) as it was asked "
+            "what is installed",
+            hint="try again; where memory ran out, end what uses it first",
+            detail=ended.errors,
+        )
     # A .pth file may print before the probe does: the description is the last line.
     try:
         description = json.loads((ended.output.splitlines() or [b""])[-1])
@@ -281,6 +292,18 @@ def run_interpreter(
         errors=errors[-_LONGEST_ERRORS:].decode("utf-8", "replace"),
         timed_out=timed_out,
     )
+
+
+def signal_name(number: int) -> str:
+    """Return what a signal is called, or its number.
+
+    >>> signal_name(15)
+    'SIGTERM'
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 _KILLED = -9

@@ -238,8 +238,8 @@ _ERROR = re.compile(
 
 
 def _last_message(text: str) -> str:
-    start = text.rfind("error: ")
-    match = _ERROR.match(text[start:]) if start >= 0 else None
+    starts = [found.start() for found in re.finditer(r"^error: ", text, re.MULTILINE)]
+    match = _ERROR.match(text[starts[-1] :]) if starts else None
     if match is None:
         return ""
     hint = f" — hint: {match['hint']}" if match["hint"] else ""

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from torchenv_magic.environment import signal_name
 from torchenv_magic.errors import (
     ConflictError,
     DiskSpaceError,
@@ -154,13 +155,13 @@ def _of_machine(words: _Words, subject: str) -> _Explanation | None:
         return (
             TargetError,
             "The environment belongs to the system's package manager, which forbids installing",
-            "make an environment of your own and choose it as the kernel",
+            "`%torchenv new-kernel NAME` makes an environment of your own",
         )
     if _PERMISSION.search(flat):
         return (
             TargetError,
             f"The environment or uv's cache can't be written: {_innermost(words)}",
-            "choose an environment of your own as the kernel, or set UV_CACHE_DIR",
+            "set UV_CACHE_DIR to a folder of yours, or run `%torchenv new-kernel NAME`",
         )
     return None
 
@@ -203,6 +204,12 @@ def _of_network(words: _Words, subject: str) -> _Explanation | None:
             + _innermost(words),
             "check the connection (and HTTPS_PROXY), then try again",
         )
+    if "malformed wheel" in flat or re.search(r"dist-info/\w+`: No such file", flat):
+        return (
+            InstallError,
+            f"The wheel of {_package(flat) or subject} is malformed: {_innermost(words)}",
+            "choose another version; whoever made this one should know",
+        )
     if _DAMAGED.search(flat):
         return (
             InstallError,
@@ -233,7 +240,7 @@ def _of_resolution(
         return (
             PlanError,
             f"`{match[1]}` is on none of the indexes that were asked for {subject}",
-            "check how it is written",
+            "check how it is written; uv says the same of an index that answers 401 or 403",
         )
     if not re.search("No solution found|unsatisfiable|onflicting", flat):
         return None
@@ -251,6 +258,9 @@ def _of_resolution(
     )
 
 
+_FROM_OUTSIDE = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM")
+
+
 def _of_rest(words: _Words, completed: Completed) -> _Explanation:
     if re.search("Couldn't parse requirement|Failed to parse", words.flat):
         return (
@@ -258,6 +268,11 @@ def _of_rest(words: _Words, completed: Completed) -> _Explanation:
             f"uv can't read the requirements: {_innermost(words, 2)}",
             "write them as pip does: `torch==2.13.*`",
         )
+    if completed.returncode < 0:
+        name = signal_name(-completed.returncode)
+        how = "was ended from outside" if name in _FROM_OUTSIDE else "crashed"
+        hint = "try again; where memory ran out, end what uses it first"
+        return UvError, f"uv {how} ({name})", hint
     said = _innermost(words, 2) or completed.stderr.strip().rpartition("\n")[2].strip()
     return (
         UvError,

@@ -127,7 +127,7 @@ def locked(
             time.sleep(_POLL_SECONDS)
     except OSError as error:
         message = f"`{shown_path(environment.prefix)}` can't be written: {error.strerror}"
-        hint = "make an environment of your own and choose it as the kernel"
+        hint = "`%torchenv new-kernel NAME` makes an environment of your own"
         raise TargetError(message, hint=hint) from error
 
     def check() -> None:

@@ -293,7 +293,8 @@ class Transaction:
         for path in (*asides, *placed):
             if not is_inside(path, real_prefix):
                 message = f"`{path}` lies outside the environment, so it can't be switched safely"
-                raise InstallError(message, hint="make an environment of your own")
+                hint = "`%torchenv new-kernel NAME` makes an environment of your own"
+                raise InstallError(message, hint=hint)
         source_folder = self._source.resolve()
         new = tuple((name, record_hash(path)) for path, name in staged.items())
         return _Journal(
