@@ -546,9 +546,8 @@ _IN_A_TERMINAL = (
     (re.compile(r"`%torchenv`"), "`torchenv install`"),
     (re.compile(r"`[%!](?=torchenv |pip |uv |[^`]* -m uv pip )"), "`"),
     (
-        re.compile(r"choose (an environment of your own|another one|it|the clone) as "
-                   r"(?:this notebook's|the) kernel"),
-        r"name \1 with `--python`",
+        re.compile(r"choose another one as this notebook's kernel"),
+        r"name another one with `--python`",
     ),
     (re.compile(r"\brestart the kernel(?: and|, then) (?=run )"), ""),
     (re.compile(r", (?:and|then) restart the kernel\b"), ""),

@@ -33,8 +33,12 @@ def load(shell: InteractiveShell) -> None:
         %torchenv undo                   back to what was there before the last install
         """
         # Half a second of imports that loading must not cost.
-        from torchenv_magic.notebook.magic import run
+        try:
+            from torchenv_magic.notebook.magic import run
+        except KeyboardInterrupt:
+            from torchenv_magic.errors import InstallCancelled
 
+            raise InstallCancelled("Cancelled; the environment is as it was") from None
         return run(shell, line)
 
     shell.register_magic_function(torchenv, "line", "torchenv")  # type: ignore[arg-type]
