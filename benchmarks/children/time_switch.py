@@ -32,7 +32,7 @@ def main(way: str, *words: str) -> None:
     elif way == "plans":
         with ThreadPoolExecutor(len(words)) as pool:
             plans = list(pool.map(lambda backend: make(backend, "torch"), words))
-        assert all(plan.changes for plan in plans)
+        assert any(plan.changes for plan in plans)
     else:
         from torchenv_magic import install
 
