@@ -176,6 +176,13 @@ def test_an_end_by_a_signal_is_told_by_its_name() -> None:
         assert (type(error), error.message) == (UvError, message)
 
 
+@given(st.text(), st.integers())
+def test_any_words_become_an_error(text: str, status: int) -> None:
+    error = explain(said(text, status=status), subject=SUBJECT)
+    assert error.message
+    assert error.hint
+
+
 def test_what_only_the_cache_lacks_is_told_from_the_rest() -> None:
     assert lacks_in_cache(recorded("offline-lock"))
     assert not lacks_in_cache(recorded("env-full"))
