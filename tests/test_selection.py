@@ -899,7 +899,6 @@ def test_marker_that_nobody_can_judge_is_an_error(text: str) -> None:
         ("https://example.org/torch-2.9.1-cp312-cp312-linux_x86_64.whl#sha256=0", "cu130", "2.9.1"),
         ("git+https://example.org/pytorch.git@main", "cu132", "2.15.0"),
         ("file:///wheels/torch-rubbish.whl", "cu132", "2.15.0"),
-        ("https://[/torch-2.9.1-cp312-cp312-linux_x86_64.whl", "cu132", "2.15.0"),
     ],
 )
 def test_wheel_that_is_named_by_its_address_tells_its_version(
@@ -910,6 +909,13 @@ def test_wheel_that_is_named_by_its_address_tells_its_version(
     selection = select(host, Request(requirements=(f"torch @ {url}",)), interpreter=PYTHON)
 
     assert (str(selection.backend), selection.torch) == (backend, torch)
+
+
+def test_what_is_no_address_is_refused() -> None:
+    request = Request(requirements=("torch @ https://[/torch-2.9.1-cp312-cp312-linux_x86_64.whl",))
+
+    with pytest.raises(RequestError, match="is no address"):
+        select(Host(platform=LINUX), request, interpreter=PYTHON)
 
 
 def test_version_of_a_cpu_build_asks_for_the_cpu() -> None:

@@ -563,6 +563,11 @@ class FrontEndPage(ABC):
         return self._poll(look, f"output of cell {index} like {pattern!r}", timeout)
 
     @_in_browser
+    def wait_for_cells(self, count: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until the notebook has so many cells: one is placed as a reply comes."""
+        self._poll(lambda: len(self.page.evaluate(_CELLS)) == count or None, "cells", timeout)
+
+    @_in_browser
     def wait_for_prompt(
         self, index: int, pattern: str, timeout: float = DEFAULT_TIMEOUT
     ) -> re.Match[str]:

@@ -250,6 +250,7 @@ def test_the_kernel_menu_opens_the_picker(server: JupyterServer, open_page: Open
 
     page.perform(by_mouse)
     page.wait_for_output(1, "PyTorch for this kernel")
+    page.wait_for_cells(4)
     assert [cell.source for cell in page.cells()] == [
         "a = 1",
         PICKER,
