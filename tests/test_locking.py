@@ -160,6 +160,21 @@ def test_of_two_in_one_process_one_has_it(environment: Environment) -> None:
     assert is_free(environment)
 
 
+@POSIX
+def test_a_child_that_outlives_the_holder_does_not_hold_it(environment: Environment) -> None:
+    with locked(environment), locking.uv_locked(environment.prefix):
+        child = os.fork()
+        if not child:
+            signal.pause()
+    try:
+        with locked(environment):
+            pass
+        assert not locking.uv_is_locked(environment.prefix)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.parametrize("kind", ["system", "record"])
 @POSIX
 def test_a_killed_holder_is_in_nobodys_way(environment: Environment, kind: str) -> None:

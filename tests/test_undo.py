@@ -351,6 +351,28 @@ def test_the_history_says_who_did_what_when_by_which_line(target: Target) -> Non
     assert "a:b" not in (target.prefix / ".torchenv" / "history.jsonl").read_text(encoding="utf-8")
 
 
+def test_the_history_keeps_what_it_does_not_understand(target: Target) -> None:
+    target.fill("cpu", "torch")
+    path = target.prefix / ".torchenv" / "history.jsonl"
+    newer = '{"id": "newer", "form": 9}\n'
+    path.write_text(newer + path.read_text(encoding="utf-8"), encoding="utf-8")
+    undo(target)
+    assert path.read_text(encoding="utf-8").startswith(newer)
+    assert [entry.outcome for entry in read_entries(target.prefix)] == ["installed", "undone"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_history_that_can_not_be_read_is_left_as_it_is(target: Target) -> None:
+    target.fill("cpu", "torch")
+    path = target.prefix / ".torchenv" / "history.jsonl"
+    elsewhere = path.rename(path.with_name("elsewhere"))
+    before = elsewhere.read_bytes()
+    path.symlink_to(elsewhere)
+    undo(target)
+    assert path.is_symlink()
+    assert elsewhere.read_bytes() == before
+
+
 def test_what_killed_writers_had_begun_is_swept_away(target: Target) -> None:
     target.fill("cpu", "torch")
     state = target.prefix / ".torchenv"

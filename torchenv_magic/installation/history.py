@@ -187,11 +187,28 @@ def add_entry(prefix: Path, entry: Entry) -> None:
     ------
     OSError
     """
-    entries = [*(old for old in read_entries(prefix) if old.id != entry.id), entry]
-    lines = [json.dumps(to_json(each)) for each in entries[-_KEPT:]]
     make_state_directory(prefix)
-    content = "".join(f"{line}\n" for line in lines).encode("ascii")
+    try:
+        content = read_state(_path(prefix), largest=_LARGEST)
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        # Another person's, of a group that shares the environment: theirs is not ours to replace.
+        logger.warning("%s is left as it is: %s", _path(prefix), error.strerror)
+        return
+    # As they are, since what a newer version wrote is understood by that one.
+    lines = [line for line in content.splitlines() if _identity(line) != entry.id]
+    lines.append(json.dumps(to_json(entry)).encode("ascii"))
+    content = b"".join(line + b"\n" for line in lines[-_KEPT:])
     write_state(_path(prefix), content, lasting=False)
+
+
+def _identity(line: bytes) -> object:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return data.get("id") if isinstance(data, dict) else None
 
 
 def recovered(entry: Entry, *, forward: bool) -> Entry:

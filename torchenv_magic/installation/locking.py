@@ -274,6 +274,8 @@ class _Door:
         self._close()
 
     def _close(self) -> None:
+        if self._system is not None:
+            _release(self._system)
         for descriptor in (self._record, self._system):
             if descriptor is not None:
                 with contextlib.suppress(OSError):
@@ -448,6 +450,15 @@ def _acquire(descriptor: int) -> Literal["held", "busy", "unknown"]:
     return "held"
 
 
+def _release(descriptor: int) -> None:
+    """Unlock the file: a forked child has it open too, and closing it here lets go of nothing."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 @contextlib.contextmanager
 def uv_locked(prefix: Path) -> Iterator[bool]:
     """Hold uv's own lock on a virtual environment; give False where a uv at work has it.
@@ -466,7 +477,10 @@ def uv_locked(prefix: Path) -> Iterator[bool]:
         yield True
         return
     with file:
-        yield _acquire(file.fileno()) != "busy"
+        try:
+            yield _acquire(file.fileno()) != "busy"
+        finally:
+            _release(file.fileno())
 
 
 def uv_is_locked(prefix: Path) -> bool:
