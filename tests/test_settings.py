@@ -237,9 +237,28 @@ def test_a_refused_address_does_not_tell_its_login() -> None:
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("sign", ["/", "?", "#"])
+def test_a_password_that_is_not_escaped_is_refused_and_not_told(sign: str) -> None:
+    address = f"https://ada:sec{sign}ret@mirror.example/whl"
+    with pytest.raises(RequestError) as caught:
+        read(index_base=address)
+    assert "ret" not in caught.value.message
+    assert "sec" not in caught.value.message
+    assert "%2F" in caught.value.hint
+    line = web.without_login(f"torchenv install cpu --index-base {address}")
+    assert line == "torchenv install cpu --index-base https://mirror.example/whl"
+
+
+def test_a_folder_that_the_system_refuses_to_look_at_is_none(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not there"):
+        read(find_links=(str(tmp_path / ("x" * 300)),))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("https://h/x?X-Amz-Signature=s&a=1", "https://h/x?X-Amz-Signature=…&a=1"),
+        ("https://h/x?a=1&access_token=s#f", "https://h/x?a=1&access_token=…#f"),
         ("at https://ada:secret@h/x and http://token@h", "at https://h/x and http://h"),
         ("https://ada:se@cret@h/x", "https://h/x"),
         ("https://h/a@b", "https://h/a@b"),

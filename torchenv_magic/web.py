@@ -58,13 +58,23 @@ _logins: dict[tuple[str, str | None, int | None], tuple[str, str]] = {}
 _USERINFO = re.compile(r"(?<=://)[^/\s?#@]*(?:@[^/\s?#@]*)*@")
 
 
+# Up to the last @: a password there may hold what is no part of a login in an address.
+_MIRROR = re.compile(r"(--index-base(?:=|\s+)[\"']?[A-Za-z][\w+.-]*://)\S*@")
+_SECRET = re.compile(
+    r"([?&](?:X-Amz-[\w-]+|sig|signature|[\w-]*token|[\w-]*key[\w-]*)=)[^&#\s\"'`<>]+",
+    re.IGNORECASE,
+)
+
+
 def without_login(text: str) -> str:
-    """Return the text with every address in it shorn of its login.
+    """Return the text with every address in it shorn of its login, and of what signs it.
 
     >>> without_login("see https://ada:secret@mirror.example/whl for more")
     'see https://mirror.example/whl for more'
+    >>> without_login("https://bucket.example/whl?sig=secret&part=1")
+    'https://bucket.example/whl?sig=…&part=1'
     """
-    return _USERINFO.sub("", text)
+    return _SECRET.sub(r"\1…", _USERINFO.sub("", _MIRROR.sub(r"\1", text)))
 
 
 def keep_login(address: str, login: tuple[str, str] | None = None) -> str:
@@ -72,7 +82,7 @@ def keep_login(address: str, login: tuple[str, str] | None = None) -> str:
     parts = urlsplit(address)
     if login is None and parts.username is not None:
         login = unquote(parts.username), unquote(parts.password or "")
-    bare = without_login(address)
+    bare = _USERINFO.sub("", address)
     if login is not None:
         _logins[_origin(bare)] = login
     return bare

@@ -140,12 +140,14 @@ class Words:
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
     line: str = ""
-    """The line as it was written, with the program's name."""
+    """The line as it was written, with the program's name and without a login."""
+    sheared: bool = False
+    """Whether there was a login in it."""
 
     @property
     def with_consent(self) -> str:
         """How to say yes to what was asked for first: the same line, so that nothing is lost."""
-        return f"`{self.line} --yes`"
+        return "the same line with `--yes`" if self.sheared else f"`{self.line} --yes`"
 
 
 class HelpRequested(Exception):  # noqa: N818  (it is no error)
@@ -225,6 +227,8 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     options, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
+    written = f"{prog} {_written(arguments, notebook=notebook)}"
+    line = _without_login(written)
     return Words(
         word=first,
         request=parse_request(
@@ -243,7 +247,8 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         allow_sdist=getattr(options, "allow_sdist", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
-        line=_without_login(f"{prog} {_written(arguments, notebook=notebook)}"),
+        line=line,
+        sheared=line != written,
     )
 
 
@@ -333,7 +338,7 @@ def _written(arguments: Sequence[str], *, notebook: bool) -> str:
 
 def _without_login(line: str) -> str:
     """Return the line as it may be shown and kept: a mirror's address can hold a login."""
-    if "://" not in line or "@" not in line:
+    if "://" not in line:
         return line
     from torchenv_magic.web import without_login  # urllib and ssl: few lines need it
 

@@ -7,6 +7,7 @@ For each setting the first that says anything counts: the option, the variable, 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,13 @@ def _index_base(
 def _checked_base(text: str, origin: str, folder: Path) -> str:
     """Return the address without a login, and without a slash at its end."""
     stripped = text.strip().rstrip("/")
+    # Before anything quotes it: the rest of such a password would pass for a path.
+    if re.search(r"//[^/?#]*[/?#].*@", stripped):
+        raise RequestError(
+            f"The mirror's address ({origin}) has an `@` behind a `/`, `?` or `#`, so it can't be "
+            "told where its login ends",
+            hint="in a user's name or password write these as %2F, %3F and %23, an `@` as %40",
+        )
     if not stripped:
         _refuse_base(text, origin, "is empty")
     try:
@@ -156,7 +164,7 @@ def _checked_base(text: str, origin: str, folder: Path) -> str:
     elif parts.scheme == "file" or len(parts.scheme) <= 1:
         # `C:\wheels` has a scheme of one letter.
         path = _local_path(stripped, folder)
-        if not path.is_dir():
+        if not _is_folder(path):
             _refuse_base(text, origin, "is no folder")
         last, base = path.name, path.resolve().as_uri()
     else:
@@ -195,6 +203,11 @@ def _local_path(text: str, folder: Path) -> Path:
         return folder / text
 
 
+def _is_folder(path: Path) -> bool:
+    # Path.is_dir() raises for one in a folder of somebody else's, until Python 3.14.
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def goes_unencrypted(address: str) -> bool:
     """Whether what is asked there, and what is answered, goes in the clear through a network."""
     parts = urlsplit(address)
@@ -227,7 +240,7 @@ def _find_links(
                 hint="copy the wheels into a folder, or name a mirror by `--index-base`",
             )
         path = _local_path(text, folder)
-        if not path.is_dir():
+        if not _is_folder(path):
             raise RequestError(
                 f"The wheel folder `{path}` ({origin}) is not there", hint="correct its name"
             )
