@@ -76,6 +76,10 @@ class Silence:
             f"{format_seconds(self.retry_seconds)} without any"
         )
 
+    def forget(self) -> None:
+        """Begin anew: what was silent has ended, and nothing of it is told any more."""
+        self._since, self._told = None, False
+
 
 class Narrator:
     """Turns uv's text into events: each phase once as a sentence, then in numbers.
@@ -142,6 +146,7 @@ class Narrator:
     def _tell_downloaded(self, progress: Bytes | None) -> None:
         message = f"Downloaded {format_bytes(progress.total)}" if progress else "Downloaded"
         self._on_event(Event(phase="download", message=message, bytes=progress))
+        self._silence.forget()
         self.begin("unpack", "Unpacking")
 
     def _tell_prepared(self) -> None:

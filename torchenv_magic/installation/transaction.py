@@ -434,10 +434,21 @@ def failure(error: OSError) -> InstallError:
             f"The environment's disk is full: {error.filename or ''}".rstrip(": "),
             hint="free some space, then try again",
         )
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and error.filename is not None:
         return InstallError(
             f"`{error.filename}` was removed by somebody else while this worked",
             hint="see whether the environment is still there, and make it anew if not",
+        )
+    if error.errno == errno.EROFS:
+        where = f"`{error.filename}`" if error.filename else "The environment"
+        return InstallError(
+            f"{where} lies on a disk that can only be read",
+            hint="`%torchenv new-kernel NAME` makes an environment of your own",
+        )
+    if error.filename is None:
+        return InstallError(
+            f"The environment can't be changed: {error.strerror or error}",
+            hint="see whether its disk is at fault, then try again",
         )
     return InstallError(
         f"`{error.filename}` can't be changed: {error.strerror}",

@@ -7,6 +7,7 @@ off, and gets its name when its hash is that of the lock. So the folder has whol
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -354,6 +355,11 @@ class _Fetcher:
             if missing:
                 self._bring(missing, parts)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskSpaceError(
+                    f"There is no room left for `{shown_path(self.directory)}`: {error.strerror}",
+                    hint="free some space, then run the same line again: it goes on from here",
+                ) from error
             raise InstallError(
                 f"`{self.directory}` can't be written: {error.strerror}",
                 hint="name a folder that you can write to",
