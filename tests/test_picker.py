@@ -19,8 +19,9 @@ from IPython.utils.capture import capture_output
 from tests.fleet import machines
 from torchenv_magic.accelerators import detect
 from torchenv_magic.builds.backend import Backend
-from torchenv_magic.installation.new_kernel import OwnKernel
+from torchenv_magic.installation.new_kernel import Made, OwnKernel
 from torchenv_magic.installation.plan import Change, Plan, Source
+from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.front_end import FrontEnd
 from torchenv_magic.notebook.job import JobStage
 from torchenv_magic.notebook.picker import Picker, open_picker
@@ -248,6 +249,52 @@ def test_where_nothing_can_be_installed_a_kernel_of_one_s_own_is_the_button(
     assert not_ours.state == "not yours"
     assert "can&#x27;t be the name of a kernel" in view.said.value
     assert not (tmp_path / "data" / "torchenv").exists()
+
+
+def test_wheels_offered_for_a_kernel_of_one_s_own_are_named_on_its_button_and_agreed_to_by_it(
+    not_ours: Picker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not_ours.status is not None
+    environment = not_ours.status.environment
+    offer = Plan(
+        request=not_ours.request(),
+        backend=Backend.parse("cpu"),
+        reason="a test",
+        python=environment.interpreter.executable,
+        prefix=environment.prefix,
+        source=Source(kind="folder", location="/media/usb"),
+        changes=(Change(name="torch", action="install", before=None, after="2.13.0+cpu"),),
+    )
+    away = IndexUnreachableError("The PyTorch index can't be reached", offers=(offer,))
+    agreed: list[bool] = []
+
+    def make(*_: object, consent: bool, **__: object) -> Made:
+        agreed.append(consent)
+        raise away
+
+    monkeypatch.setattr("torchenv_magic.notebook.kernel_job.make_kernel", make)
+    for _ in range(2):
+        not_ours.view.primary.click()
+        until(lambda: not_ours.job is None)
+    assert agreed == [False, True]
+    assert not_ours.view.primary.description == (
+        "Make a kernel of your own with torch 2.13.0+cpu from there"
+    )
+    # It was for that name: under another one, there may be a kernel that would be replaced.
+    not_ours.view.name.value = "another"
+    assert not_ours.view.primary.description == "Make a kernel of your own"
+
+
+def test_whatever_ends_a_look_is_said_and_keeps_nobody_waiting(
+    picker: Picker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("torchenv_magic.notebook.picker.read_undo", fail)
+    picker._start_to_look()
+    until(picker._looked.is_set)
+    assert "the disk is gone" in picker.view.said.value
 
 
 def test_a_front_end_that_knows_no_other_kernel_is_offered_none(not_ours: Picker) -> None:

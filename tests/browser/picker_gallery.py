@@ -177,7 +177,7 @@ MODELS: Mapping[str, PickerModel] = {
     "planned-with-losses": PickerModel(state="ready", status=_STATUS, plan=_LOSING),
     "nothing-to-do": PickerModel(state="nothing to do", status=_HERE),
     "can-be-undone": PickerModel(
-        state="nothing to do", status=_HERE, undo="torch 2.12.0+cu126 and 2 more packages"
+        state="nothing to do", status=_HERE, undo="back to torch 2.12.0+cu126 and 2 more packages"
     ),
     "not-possible": PickerModel(state="not possible", status=_FROZEN, error=obstacle(_FROZEN)),
     "not-yours": PickerModel(state="not yours", status=_FROZEN, error=obstacle(_FROZEN)),

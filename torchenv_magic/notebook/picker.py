@@ -45,6 +45,7 @@ from torchenv_magic.notebook.picker_look import (
     choices,
     look,
     obstacle,
+    offer_of,
     state_of_error,
     state_of_job,
 )
@@ -211,10 +212,18 @@ class Picker:
 
     def _look(self) -> None:
         try:
+            self._look_here()
+        except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
+            if self._is_idle:  # else it is the job that speaks
+                self._fail(expected(error))
+        finally:
+            self._looked.set()
+
+    def _look_here(self) -> None:
+        try:
             status = read_status()
         except Exception as exception:  # noqa: BLE001  (a thread's exception would reach nobody)
             self._set(error=expected(exception))
-            self._looked.set()
             return
         with self._drawing:
             shown_without = bool(self._displays) and self.status is None
@@ -317,7 +326,10 @@ class Picker:
         gone = undo is not None and any(
             change.name == "torch" and change.after is None for change in undo.changes
         )
-        self._set(undo=undo.title if undo is not None and not undo.problem and not gone else "")
+        words = ""
+        if undo is not None and not undo.problem and not gone:
+            words = f"take {undo.title} away" if undo.only_removes else f"back to {undo.title}"
+        self._set(undo=words)
 
     def _costs(self) -> dict[str, Any]:
         """Return what a restart after the install would take, for the model."""
@@ -353,6 +365,9 @@ class Picker:
 
     def _on_name(self) -> None:
         self._named = self._named or not self._filling
+        if not self._filling and self.state == "not yours" and offer_of(self._model) is not None:
+            # It was offered for the other name: with this one, a kernel could be replaced.
+            self._rest()
 
     def _is_satisfied(self) -> bool:
         """Whether what is asked for seems to be here: cheap, since uv has the last word anyway."""
@@ -416,14 +431,17 @@ class Picker:
     def _refresh(self, status: Status) -> None:
         """Show what is installed now, and keep the choice as it was."""
         known = self.status
-        if known is not None and known.environment != status.environment:
-            self._set(
-                status=replace(
-                    known,
-                    environment=status.environment,
-                    installed_backend=status.installed_backend,
-                )
-            )
+        if known is None:
+            return
+        shown = replace(
+            known,
+            environment=status.environment,
+            installed_backend=status.installed_backend,
+            recovered=status.recovered,
+            unrepaired=status.unrepaired,
+        )
+        if shown != known:
+            self._set(status=shown)
 
     def _on_choice(self) -> None:
         self._by_hand = self._by_hand or not self._filling
@@ -446,7 +464,8 @@ class Picker:
             else:
                 self._begin("install", plan=offer)
         elif self.state == "not yours":
-            self._begin("make")
+            # Where wheels from elsewhere were offered, the button names them.
+            self._begin("make", consent=offer_of(self._model) is not None)
         elif self.state in EDITABLE:
             plan = self._model.plan
             # What is lost by it was shown, and is named on the button.
@@ -481,7 +500,7 @@ class Picker:
             self._set(state="stopping")
         job.cancel()
 
-    def _begin(self, purpose: Purpose, *, plan: Plan | None = None) -> None:
+    def _begin(self, purpose: Purpose, *, plan: Plan | None = None, consent: bool = False) -> None:
         with self._drawing:
             status = self.status
             if self.job is not None or status is None:
@@ -509,6 +528,7 @@ class Picker:
                     status,
                     request,
                     name=self.view.name.value.strip(),
+                    consent=consent,
                     command=_COMMAND,
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),

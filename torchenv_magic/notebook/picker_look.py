@@ -49,6 +49,7 @@ __all__ = [
     "choices",
     "look",
     "obstacle",
+    "offer_of",
     "state_of_error",
     "state_of_job",
 ]
@@ -134,7 +135,7 @@ class PickerModel:
     lead: str = ""
     """What was installed."""
     undo: str = ""
-    """What the last install is undone to, where it can be: `torch 2.12.0+cpu`."""
+    """What undoing the last install does, where it can be: `back to torch 2.12.0+cpu`."""
     asks_first: bool = False
     """Whether the session holds what took work, so that a restart is asked for."""
     switches: bool = False
@@ -227,7 +228,7 @@ def look(model: PickerModel) -> Look:
         works=row.works,
         secondary=_secondary(row.secondary, model),
         asks=_asks(row.asks, model),
-        undo=f"Undo: back to {model.undo}" if row.undoes and model.undo else "",
+        undo=f"Undo: {model.undo}" if row.undoes and model.undo else "",
         names=row.names,
         facts=_facts(model),
         said=_said(model),
@@ -248,6 +249,12 @@ def state_of_error(error: TorchEnvError) -> PickerState:
     if isinstance(error, IndexUnreachableError) and error.offers:
         return "offered"
     return "failed"
+
+
+def offer_of(model: PickerModel) -> Plan | None:
+    """Return what can be had from elsewhere where the index was away, with a person's consent."""
+    error = model.error
+    return error.offers[0] if isinstance(error, IndexUnreachableError) and error.offers else None
 
 
 def obstacle(status: Status) -> TorchEnvError | None:
@@ -313,10 +320,13 @@ def _others(items: list[Alternative]) -> str:
 
 
 def _primary(words: str, model: PickerModel) -> str:
-    if model.state == "offered" and isinstance(model.error, IndexUnreachableError):
-        version = model.error.offers[0].versions.get("torch", "")
-        words = f"Install torch {version} from there"
-        return f"{words} and restart kernel" if model.restarts else words
+    if offer := offer_of(model):
+        version = offer.versions.get("torch", "")
+        if model.state == "not yours":
+            return f"{MAKE} with torch {version} from there"
+        if model.state == "offered":
+            words = f"Install torch {version} from there"
+            return f"{words} and restart kernel" if model.restarts else words
     if model.state == "asking":
         return KEEP if model.may_keep else LATER
     if model.state == "not possible" and (model.status is None or model.status.torch is None):
