@@ -28,6 +28,7 @@ JobStage = Literal["joining", "planning", "installing"]
 """`joining` is waiting for another process's install of the same environment."""
 
 _LOG_LINES = 500
+_MOST_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,9 @@ class Job:
         # A plan that was handed in is one that a person agreed to, wherever its wheels lie.
         consent = self._consent or plan is not None
         agreed = set(plan.losses) if plan is not None else set()
+        rounds = 0
         while True:
+            rounds += 1
             if self._look is not None:
                 if not self._only_plan and self._has_waited(status):
                     plan, self._looked = None, False
@@ -153,9 +156,10 @@ class Job:
                     cancellation=self._cancellation,
                 )
             except BusyError:
-                if self._look is None:
+                # Another install began, or ended, while this one planned; what is in the way again
+                # and again may be there to stay.
+                if self._look is None or rounds == _MOST_ROUNDS:
                     raise
-                # Another install began, or ended, while this one planned.
                 plan, self._looked = None, False
             else:
                 self._set(result=result)

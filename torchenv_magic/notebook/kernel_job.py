@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from torchenv_magic.environment import Environment
 from torchenv_magic.errors import TargetError
 from torchenv_magic.installation.new_kernel import base_interpreter, make_kernel
-from torchenv_magic.installation.settings import Sites
+from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.notebook.front_end import FrontEndKind
 from torchenv_magic.notebook.job import Job
 from torchenv_magic.selection import Request, Selection
@@ -64,9 +65,12 @@ class KernelJob(Job):
         self._name = name
 
     def _work(self) -> None:
+        # The new environment has no settings of its own: those of this one hold for its selection
+        # and its plan alike.
+        sites = read_sites(prefix=Path(sys.prefix)) if self._sites is None else self._sites
+
         def choose(python: Path) -> tuple[Selection, Environment]:
-            base = self._sites.index_base if self._sites is not None else None
-            status = read_status(self._request, python=python, index_base=base)
+            status = read_status(self._request, python=python, index_base=sites.index_base)
             return status.selection, status.environment
 
         self._set(stage="installing")
@@ -75,7 +79,7 @@ class KernelJob(Job):
             self._request,
             base=base_interpreter(None),
             choose=choose,
-            sites=self._sites,
+            sites=sites,
             consent=self._consent,
             command=self._command,
             on_event=self._tell,

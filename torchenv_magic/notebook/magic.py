@@ -243,14 +243,18 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     job: Job | None = None
     try:
         status = _look_for(words)
-        sites = read_sites(
-            index_base=words.index_base,
-            find_links=words.find_links,
-            allow_sdist=words.allow_sdist,
-            prefix=status.environment.prefix,
-        )
+        sites = None
+        if words.word != "undo":  # what it goes back to lies here, wherever wheels come from
+            sites = read_sites(
+                index_base=words.index_base,
+                find_links=words.find_links,
+                allow_sdist=words.allow_sdist,
+                prefix=status.environment.prefix,
+            )
         if words.word == "install":
             view.warn(_warnings(status, words))
+        elif words.word != "plan":  # whose notes have it
+            view.warn(filter(None, (status.recovered,)))
         if words.word == "new-kernel":
             job = KernelJob(
                 status,
