@@ -219,6 +219,29 @@ def test_what_was_kept_and_deleted_by_hand_is_said(target: Target) -> None:
     assert target.imported() == f"{TORCH}+cpu"
 
 
+def test_what_was_kept_and_has_lost_its_code_is_said(target: Target) -> None:
+    target.fill("cu130")
+    target.install("cpu")
+    [folder] = kept(target)
+    next(folder.rglob("torch/version.py")).unlink()
+    with pytest.raises(InstallError, match="no longer whole") as caught:
+        undo(target)
+    assert "%torchenv install cu130" in caught.value.hint
+    assert target.imported() == f"{TORCH}+cpu"
+
+
+def test_an_undo_that_brings_what_can_not_be_imported_is_put_back(target: Target) -> None:
+    target.fill("cu130")
+    target.install("cpu")
+    [folder] = kept(target)
+    file = next(folder.rglob("torch/__init__.py"))
+    file.unlink()  # it is uv's link
+    file.write_text("raise ImportError('broken')", encoding="utf-8")
+    with pytest.raises(InstallError, match="can't be imported: ImportError: broken"):
+        undo(target)
+    assert target.imported() == f"{TORCH}+cpu"
+
+
 def test_on_a_full_disk_only_what_costs_nothing_is_kept(
     target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ __all__ = [
     "check_changes",
     "check_switched",
     "install_plan",
+    "look_after",
     "nobody_else",
     "read_again",
     "recover_environment",
@@ -310,7 +311,7 @@ def _switch(  # noqa: PLR0917
             entry=entry,
         )
         hold.tell(Event(phase="check", message="Checking the result"))
-        after = _look_after(plan)
+        after = look_after(plan.python)
         check_switched(plan, after)
         _check_whole(plan, after, cancellation)
         cancellation.raise_if_requested()
@@ -323,9 +324,16 @@ def _switch(  # noqa: PLR0917
         raise
 
 
-def _look_after(plan: Plan) -> Environment:
+def look_after(python: Path) -> Environment:
+    """Return the environment of `python` as a switch has left it.
+
+    Raises
+    ------
+    InstallError
+        What came keeps it from being looked at.
+    """
     try:
-        return read_again(plan.python)
+        return read_again(python)
     except TargetError as error:
         raise InstallError(
             f"What was installed can't be looked at: {error.message}",

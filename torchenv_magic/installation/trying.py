@@ -26,9 +26,19 @@ _KILLED = -9
 
 
 def check_imports(
-    python: Path, environment: Environment, names: Sequence[str], cancellation: Cancellation
+    python: Path,
+    environment: Environment,
+    names: Sequence[str],
+    cancellation: Cancellation,
+    *,
+    keeps_bytecode: bool = True,
 ) -> None:
     """Check that the named members of the PyTorch family can be imported.
+
+    Parameters
+    ----------
+    keeps_bytecode
+        Lets Python write what it compiles, for the next import.
 
     Raises
     ------
@@ -39,13 +49,14 @@ def check_imports(
     members = [name for name in FAMILY_MEMBERS if name in names]
     if not members:
         return
+    options = ["-I"] if keeps_bytecode else ["-I", "-B"]
     # What goes with torch registers its operators with it as it is imported, in Python: only the
     # whole import tells whether the two fit.
     if members == ["torch"] and not _lacks_requirement(environment, members):
-        ended = _run(python, ["-I", import_probe.__file__], cancellation)
+        ended = _run(python, [*options, import_probe.__file__], cancellation)
         if ended is not None and ended.status == 0:
             return
-    ended = _run(python, ["-I", "-c", f"import {', '.join(members)}"], cancellation)
+    ended = _run(python, [*options, "-c", f"import {', '.join(members)}"], cancellation)
     if ended is None or ended.timed_out or ended.status in (0, _KILLED):
         # One that was killed, for want of memory mostly, says nothing of what was installed.
         return

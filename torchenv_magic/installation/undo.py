@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -22,13 +23,25 @@ from torchenv_magic.environment import (
     check_target,
 )
 from torchenv_magic.errors import ConsentError, InstallError
-from torchenv_magic.installation.footprint import metadata_directories, record_hash, sites
+from torchenv_magic.installation.footprint import (
+    lacks_code,
+    metadata_directories,
+    record_hash,
+    sites,
+)
 from torchenv_magic.installation.history import Entry, History, new_entry, read_entries
-from torchenv_magic.installation.install import Result, check_changes, nobody_else, read_again
+from torchenv_magic.installation.install import (
+    Result,
+    check_changes,
+    look_after,
+    nobody_else,
+    read_again,
+)
 from torchenv_magic.installation.keeping import Kept, read_kept
 from torchenv_magic.installation.plan import Change, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
 from torchenv_magic.installation.transaction import Transaction, failure, recover
+from torchenv_magic.installation.trying import check_imports
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.installation.waiting import Hold, holding
 
@@ -160,6 +173,12 @@ def _checked(environment: Environment, meant: Kept | None, *, consent: bool) -> 
         )
     if undo.problem:
         raise InstallError(f"The last install can't be undone: {undo.problem}", hint=undo.hint)
+    # Only here: it looks for some thousand files, and what would be undone is shown often.
+    if any(map(lacks_code, _held(kept, environment))):
+        raise InstallError(
+            "The last install can't be undone: what it replaced is no longer whole",
+            hint=_other_way(kept),
+        )
     broken = _broken(undo.changes, environment)
     if broken and not consent:
         raise ConsentError(
@@ -204,7 +223,11 @@ def _switch(  # noqa: PLR0917
                 expectation=kept.expectation,
                 entry=entry,
             )
-            _check_back(changes, read_again(environment.interpreter.executable))
+            python = environment.interpreter.executable
+            there = look_after(python)
+            _check_back(changes, there)
+            back = [change.name for change in changes if change.after is not None]
+            check_imports(python, there, back, cancellation, keeps_bytecode=False)
             cancellation.raise_if_requested()
             hold.check()
             transaction.commit(seconds=time.monotonic() - started)
@@ -265,12 +288,25 @@ def _loss(kept: Kept, environment: Environment) -> str:
     """Return what is missing of that which was kept."""
     if not kept.held:
         return ""
-    site = environment.site_packages.resolve()
-    tree = site / kept.folder / "new" / site.relative_to(environment.prefix.resolve())
-    hashes = {record_hash(path) for path in tree.glob("*.dist-info")}
-    if any(digest not in hashes for _, digest in kept.held):
+    if len(_held(kept, environment)) < len({digest for _, digest in kept.held}):
         return "what it replaced is no longer there"
     return ""
+
+
+def _held(kept: Kept, environment: Environment) -> list[Path]:
+    """Return the metadata folders of what was kept, where they lie now."""
+    if not kept.folder:
+        return []
+    site = environment.site_packages.resolve()
+    tree = site / kept.folder / "new" / site.relative_to(environment.prefix.resolve())
+    wanted = {digest for _, digest in kept.held}
+    return list(
+        {
+            digest: path
+            for path in tree.glob("*.dist-info")
+            if (digest := record_hash(path)) in wanted
+        }.values()
+    )
 
 
 def _other_way(kept: Kept) -> str:
