@@ -238,18 +238,29 @@ def own_kernels(places: Places | None = None) -> tuple[OwnKernel, ...]:
     found = []
     with contextlib.suppress(OSError):
         for folder in sorted(places.environments.iterdir()):
-            kernel = None if _REMOVED in folder.name else _read_marker(folder)
+            kernel = None if _REMOVED in folder.name else _read_marker(folder, places)
             if kernel is not None:
                 found.append(kernel)
     return tuple(found)
 
 
-def _read_marker(folder: Path) -> OwnKernel | None:
+def _read_marker(folder: Path, places: Places) -> OwnKernel | None:
     """Return whose environment that is; None where nothing of ours says so."""
     try:
         if folder.is_symlink():
             return None
-        data = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        text = (folder / MARKER).read_text(encoding="utf-8")
+        if not text:
+            # Who made it was killed before the first word.
+            name = check_name(folder.name.rstrip("+"))
+            return OwnKernel(
+                name=name,
+                display_name=name,
+                environment=folder,
+                specification=places.specifications / name,
+                whole=False,
+            )
+        data = json.loads(text)
         kernel = OwnKernel(
             name=check_name(data["name"]),
             display_name=str(data["display_name"]),
@@ -272,8 +283,12 @@ def _write_marker(kernel: OwnKernel, *, whole: bool) -> None:
             "whole": whole,
         }
     )
-    # In place: this very file is held by whoever makes the kernel.
-    (kernel.environment / MARKER).write_text(text, encoding="utf-8")
+    content = text.encode("ascii")
+    # In place, as this very file is held by whoever makes the kernel; and in one piece over what
+    # is there, so that nobody who dies here leaves half of it.
+    with (kernel.environment / MARKER).open("r+b", buffering=0) as file:
+        file.write(content)
+        file.truncate(len(content))
 
 
 def _owns_specification(kernel: OwnKernel) -> bool:
@@ -361,10 +376,20 @@ def make_kernel(
         )
         tell(Event(phase="switch", message=f"Telling Jupyter of {kernel.display_name}"))
         described = _describe(python, cancellation)
-        _offer(kernel, described, is_new=before is None or not _owns_specification(before))
+        is_new = before is None or not _owns_specification(before)
         _write_marker(kernel, whole=True)
+        # Last, so that no kernel is offered whose environment is removed again.
+        _offer(kernel, described, is_new=is_new)
     if before is not None and before.environment != folder:
-        _delete(before.environment)
+        try:
+            # Somebody may have started it meanwhile.
+            _check_unused(before)
+            _delete(before.environment)
+        except (BusyError, InstallError) as error:
+            logger.info("%s stays: %s", before.environment, error)
+            place = shown_path(before.environment)
+            message = f"The environment before stays in {place}, as something uses it"
+            tell(Event(phase="switch", message=message))
     tell(Event(phase="done", message=f"Made the kernel {name}"))
     return Made(kernel=kernel, result=result, seconds=time.monotonic() - started)
 
@@ -425,8 +450,9 @@ def _claimed(name: str, places: Places, before: OwnKernel | None) -> Iterator[Pa
         places.environments.mkdir(parents=True, exist_ok=True)
         for removed in places.environments.glob(f"*{_REMOVED}*"):
             shutil.rmtree(removed, ignore_errors=True)
-        left = _read_marker(folder)
+        left = _read_marker(folder, places)
         if left is not None:
+            _check_unused(left)
             with _held(left, make=False):
                 pass
             _delete(folder)
@@ -680,12 +706,18 @@ def remove_kernel(name: str, *, places: Places | None = None) -> Removed:
     freed = shared = 0
     for kernel in own:
         _check_unused(kernel)
-        with _held(kernel, make=False):
-            pass
-        if _owns_specification(kernel):
-            # Without this file it is no kernel any more.
-            (kernel.specification / "kernel.json").unlink()
-            shutil.rmtree(kernel.specification, ignore_errors=True)
+        try:
+            with _held(kernel, make=False):
+                pass
+            if _owns_specification(kernel):
+                # Without this file it is no kernel any more.
+                (kernel.specification / "kernel.json").unlink()
+                shutil.rmtree(kernel.specification, ignore_errors=True)
+        except OSError as error:
+            raise InstallError(
+                f"The kernel `{wanted}` can't be removed: `{error.filename}`: {error.strerror}",
+                hint="see who may write there, then try again",
+            ) from error
         sizes = _sizes(kernel.environment)
         freed, shared = freed + sizes[0], shared + sizes[1]
         _delete(kernel.environment)
