@@ -379,8 +379,8 @@ def test_a_system_that_manages_itself_is_left_alone(
     assert main(["install", "--python", system]) == 1
     assert capsys.readouterr().err.endswith(
         "belongs to the system's package manager, which forbids installing into it\n\n"
-        "hint: `torchenv new-kernel NAME` makes an environment of your own, with PyTorch and a "
-        "kernel\n"
+        f"hint: `torchenv new-kernel --python {system} NAME` makes an environment of your own, "
+        "with PyTorch and a kernel\n"
     )
 
 
@@ -466,6 +466,34 @@ def test_what_a_killed_install_left_is_repaired_before_anything_is_said(
     assert "torch 2.12.0+cpu, as asked for" in verified.stdout
     assert verified.stderr.startswith("The last install was interrupted; ")
     assert torchenv(workplace, "verify", "--python", target).stderr == ""
+
+
+@on_posix
+def test_a_repair_is_told_by_whatever_word_did_it(workplace: Workplace, target: Path) -> None:
+    torchenv(workplace, "install", "cpu", "torch==2.12.0", "--python", target)
+    here = {"PYTHONPATH": str(PROJECT_ROOT)}
+    assert (
+        workplace.run(sys.executable, "-c", PLAN_FOR_LATER, target, variables=here).returncode == 0
+    )
+
+    def killed() -> None:
+        arguments = (sys.executable, "-m", "tests.killed_install", "plan", "4")
+        assert workplace.run(*arguments, variables=here).returncode == -signal.SIGKILL
+
+    killed()
+    history = torchenv(workplace, "history", "--python", target)
+    assert history.stderr.startswith("The last install was interrupted; ")
+    # As it is offered it is typed: it must not change the Python that runs this.
+    assert f"`torchenv undo --python {target}` takes " in history.stdout
+    killed()
+    asked = ("install", "cpu", "torch==2.12.0", "--python", target)
+    again = torchenv(workplace, *asked)
+    assert "The last install was interrupted; " in again.stderr
+    assert "Nothing to do" in again.stdout
+    killed()
+    events = torchenv(workplace, *asked, "--json").stderr.splitlines()
+    messages = [json.loads(line)["event"]["message"] for line in events]
+    assert any(text.startswith("The last install was interrupted; ") for text in messages)
 
 
 # --------------------------------------------------------------------------------- pipes, terminals

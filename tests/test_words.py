@@ -146,6 +146,12 @@ def test_the_hint_of_consent_repeats_the_line_as_it_can_be_written() -> None:
     assert words.with_consent == "`%torchenv install cpu 'torch >=2.9, <3' --yes`"
 
 
+def test_a_line_that_was_shorn_of_a_login_is_not_offered_to_be_typed() -> None:
+    words = in_notebook("install cpu --index-base https://ada:secret@mirror.example/whl")
+    assert "secret" not in words.line
+    assert words.with_consent == "the same line with `--yes`"
+
+
 # ------------------------------------------------------------------------------ what is not a word
 
 

@@ -47,6 +47,7 @@ __all__ = ["main"]
 
 _FAILED, _MISSPELT = 1, 2
 _DETAIL_LINES = 40
+_MOST_ROUNDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,14 +87,20 @@ def _run(texts: Sequence[str]) -> int:
         print(request.text)
         return 0
     except TorchEnvError as error:
-        if words is not None and words.word in ("install", "undo"):
-            _say_what_stands(error, words)
+        if words is not None:
+            if words.word in ("install", "undo"):
+                _say_what_stands(error, words)
+            _aim_error(error, words)
         if "--json" in texts:
             _print_json({"error": error.to_json()})
         _tell(error, as_json=_speaks_json(texts))
         return error.exit_status
     except KeyboardInterrupt:
-        return _stopped("Stopped; nothing was changed", as_json=_speaks_json(texts))
+        return _stopped(
+            "Stopped; nothing was changed",
+            data={} if "--json" in texts else None,
+            as_json=_speaks_json(texts),
+        )
 
 
 def _say_what_stands(error: TorchEnvError, words: Words) -> None:
@@ -113,9 +120,13 @@ def _speaks_json(texts: Sequence[str]) -> bool:
     return "--json" in texts and not _EVENTFUL.isdisjoint(texts[:1])
 
 
-def _stopped(message: str, *, as_json: bool) -> int:
+def _stopped(message: str, *, data: dict[str, Any] | None, as_json: bool) -> int:
+    """Say so; `data` is what was done before, None where nobody reads JSON."""
+    error = InstallCancelled(message)
+    if data is not None:
+        _print_json({**data, "error": error.to_json()})
     if as_json:
-        _tell(InstallCancelled(message), as_json=True)
+        _tell(error, as_json=True)
     else:
         _talk(f"{message[0].lower()}{message[1:]}")
     return _FAILED
@@ -175,23 +186,28 @@ def _plan(words: Words) -> int:
 def _install(words: Words) -> int:
     from torchenv_magic.installation.install import install_plan
 
-    result = None
-    while result is None:
+    rounds = 0
+    while True:
+        rounds += 1
         with _stoppable() as cancellation:
             plan = _make_plan(words, cancellation, waits=True)
-            if not words.json and not plan.nothing_to_do:
+            if words.json or plan.nothing_to_do:
+                _mention(words, *plan.notes)
+            else:
                 _print_text(str(plan))
         _check_consent(words, plan)
-        # Where another install began or ended while this one planned, this one plans anew.
-        with (
-            contextlib.suppress(BusyError),
-            _stoppable() as cancellation,
-            _progress(words) as progress,
-        ):
-            result = install_plan(
-                plan, command=words.line, on_event=progress, cancellation=cancellation
-            )
-    return _prove(words, result)
+        try:
+            with _stoppable() as cancellation, _progress(words) as progress:
+                result = install_plan(
+                    plan, command=words.line, on_event=progress, cancellation=cancellation
+                )
+        except BusyError:
+            # Where another install began or ended while this one planned, this one plans anew, but
+            # not for ever: what is in the way may be there to stay.
+            if rounds == _MOST_ROUNDS:
+                raise
+        else:
+            return _prove(words, result)
 
 
 def _prove(words: Words, result: Result) -> int:
@@ -213,7 +229,8 @@ def _prove(words: Words, result: Result) -> int:
             verification = verify(environment, result.expectation, in_process=False)
     except KeyboardInterrupt:
         message = "Stopped before the end of the verification; what was installed stays"
-        return _stopped(message, as_json=words.json)
+        done = {"result": to_json(result)} if words.json else None
+        return _stopped(message, data=done, as_json=words.json)
     data = {"result": to_json(result), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)
@@ -223,7 +240,8 @@ def _undo(words: Words) -> int:
     from torchenv_magic.installation.undo import undo_install
     from torchenv_magic.status import read_repaired
 
-    environment, _, _ = read_repaired(words.python)
+    environment, recovered, _ = read_repaired(words.python)
+    _mention(words, recovered)
     try:
         with _stoppable() as cancellation, _progress(words) as progress:
             result = undo_install(
@@ -244,8 +262,11 @@ def _history(words: Words) -> int:
     from torchenv_magic.installation.undo import read_history
     from torchenv_magic.status import read_repaired
 
-    environment, _, _ = read_repaired(words.python)
+    environment, recovered, _ = read_repaired(words.python)
+    _mention(words, recovered)
     history = read_history(environment)
+    if words.python is not None:
+        history = replace(history, undo=_aimed(history.undo, words.python))
     return _print(words, str(history), to_json(history))
 
 
@@ -282,9 +303,11 @@ def _new_kernel(words: Words) -> int:
         removed = remove_kernel(words.name)
         return _print(words, f"{removed}.", to_json(removed))
     status, sites = _look(words)
+    _mention(words, status.recovered)
 
     def choose(python: Path) -> tuple[Selection, Environment]:
-        made = read_status(words.request, python=python, index_base=words.index_base)
+        # Of the mirror that the plan asks too, whatever is set for the new environment.
+        made = read_status(words.request, python=python, index_base=sites.index_base)
         return made.selection, made.environment
 
     try:
@@ -309,10 +332,15 @@ def _new_kernel(words: Words) -> int:
     if not words.json:
         _print_text(_colored(f"{made}.", "32", sys.stdout))
         _print_text(f"Choose it in Jupyter, or run `jupyter console --kernel={made.kernel.name}`.")
-    environment = read_environment(made.kernel.python)
-    with _progress(words) as progress:
-        progress(Event(phase="verify", message="Verifying that PyTorch works"))
-        verification = verify(environment, made.result.expectation, in_process=False)
+    try:
+        environment = read_environment(made.kernel.python)
+        with _progress(words) as progress:
+            progress(Event(phase="verify", message="Verifying that PyTorch works"))
+            verification = verify(environment, made.result.expectation, in_process=False)
+    except KeyboardInterrupt:
+        message = "Stopped before the end of the verification; the kernel stays"
+        done = {"kernel": to_json(made.kernel)} if words.json else None
+        return _stopped(message, data=done, as_json=words.json)
     data = {"kernel": to_json(made.kernel), "verification": to_json(verification)}
     _print(words, str(verification), data)
     return _judge(words, verification)
@@ -371,8 +399,7 @@ def _verify(words: Words) -> int:
     from torchenv_magic.verification import verify
 
     environment, recovered, _ = read_repaired(words.python)
-    if recovered:
-        _talk(recovered)
+    _mention(words, recovered)
     expectation = read_expectation(environment.prefix)
     verification = verify(environment, expectation, in_process=False)
     _print(words, str(verification), to_json(verification))
@@ -384,21 +411,33 @@ def _doctor(words: Words) -> int:
 
     diagnosis = examine_and_judge(python=words.python)
     if words.python is not None:
-        diagnosis = _aimed(diagnosis, words.python)
+        diagnosis = _aimed_diagnosis(diagnosis, words.python)
     _print(words, str(diagnosis), diagnosis_to_json(diagnosis))
     return _FAILED if diagnosis.errors else 0
 
 
-def _aimed(diagnosis: Diagnosis, python: Path) -> Diagnosis:
-    """Return it with cures that name `python`: else they would change the Python that runs this."""
+def _aimed_diagnosis(diagnosis: Diagnosis, python: Path) -> Diagnosis:
+    problems = tuple(replace(each, cure=_aimed(each.cure, python)) for each in diagnosis.problems)
+    return replace(diagnosis, problems=problems)
+
+
+def _aim_error(error: TorchEnvError, words: Words) -> None:
+    if words.python is not None:
+        error.hint = _aimed(error.hint, words.python)
+
+
+# A line that names its Python is left as it is.
+_AIMLESS = re.compile(
+    r"`%?torchenv (?:undo|history|install|new-kernel|verify|status)\b(?![^`]*--python)"
+)
+
+
+def _aimed(text: str, python: Path) -> str:
+    """Return it with lines that name `python`: else they would change the Python that runs this."""
     from torchenv_magic.doctor.problem import quoted
 
-    def named(text: str) -> str:
-        option = f" --python {quoted(str(python))}"
-        return re.sub(r"`%torchenv (?:install|verify)\b", lambda match: match[0] + option, text)
-
-    problems = tuple(replace(each, cure=named(each.cure)) for each in diagnosis.problems)
-    return replace(diagnosis, problems=problems)
+    option = f" --python {quoted(str(python))}"
+    return _AIMLESS.sub(lambda match: match[0] + option, text)
 
 
 def _judge(words: Words, verification: Verification) -> int:
@@ -407,6 +446,7 @@ def _judge(words: Words, verification: Verification) -> int:
         verification.raise_for_failure()
     except TorchEnvError as error:
         if words.json:
+            _aim_error(error, words)
             _tell(error, as_json=words.word in _EVENTFUL)
         else:
             # The table has its words.
@@ -443,6 +483,7 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
     from torchenv_magic.installation.waiting import wait_for_others
 
     status, sites = _look(words)
+    recovered = status.recovered
     if waits:
         with _progress(words) as progress:
             waited = wait_for_others(
@@ -450,6 +491,7 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
             )
         if waited:  # it is another environment now
             status, sites = _look(words)
+            recovered = status.recovered or recovered
     warnings: tuple[str, ...] = ()
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
@@ -472,10 +514,10 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
         if error.offers:
             error.hint = f"{words.with_consent} uses it"
         raise
-    if words.json:
+    if words.json and words.word == "plan":  # an install has told them, and prints no plan
         plan = replace(plan, notes=(*plan.notes, *warnings))
-    if status.recovered:
-        plan = replace(plan, notes=(*plan.notes, status.recovered))
+    if recovered:
+        plan = replace(plan, notes=(*plan.notes, recovered))
     return plan
 
 
@@ -487,6 +529,8 @@ def _stoppable() -> Iterator[Cancellation]:
     cancellation = Cancellation()
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # Who started this may have had one ignored (`nohup`), and so it stays.
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
     def stop(_number: int, _frame: object) -> None:
         # In a thread of its own: the interrupted code may hold the very lock that this takes.
@@ -535,6 +579,18 @@ def _tell(error: TorchEnvError, *, as_json: bool = False) -> None:
     for line in lines:
         _talk(f"  {line}")
     _talk(f"{_colored('error', '31', sys.stderr)}: {error}")
+
+
+def _mention(words: Words, *texts: str | None) -> None:
+    """Say what was found on the way, as an event where programs read what is said."""
+    for text in filter(None, texts):
+        if words.json and words.word in _EVENTFUL:
+            from torchenv_magic.installation.progress import Event
+
+            with _progress(words) as progress:
+                progress(Event(phase="resolve", message=text))
+        else:
+            _talk(text)
 
 
 def _talk(text: str) -> None:
