@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -276,6 +277,19 @@ def test_a_journal_that_is_cut_off_or_no_journal_is_ignored(
     assert clean(target)
 
 
+def test_a_journal_of_a_newer_version_and_what_it_speaks_of_outlive_an_install(
+    target: Target, killed: dict[str, Any]
+) -> None:
+    text = json.dumps({**killed, "schema": 99})
+    journal_of(target).write_text(text, encoding="utf-8")
+    target.install("cu126")
+    recover_environment(target.read())
+    settle()
+    [journal] = journal_of(target).parent.glob("journal.unknown-*.json")
+    assert journal.read_text(encoding="utf-8") == text
+    assert (target.site / killed["work"] / "old").is_dir()
+
+
 def test_a_link_that_leads_out_of_the_environment_is_not_followed(
     target: Target, tmp_path: Path
 ) -> None:
@@ -500,6 +514,36 @@ def test_a_container_whose_image_has_the_old_torch_is_switched_and_undone(
     assert container.imported(*FAMILY) == f"{TORCH}+cpu"
     assert (container.site / "torch" / "mine.txt").read_text(encoding="utf-8") == "mine"
     assert clean(container)
+
+
+@pytest.mark.parametrize("at", [2, 14, 25, 40])
+def test_what_can_only_be_moved_entry_by_entry_is_there_whole_or_not_at_all(
+    target: Target, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    target.fill("cu130")
+    plan = target.plan("cpu")
+    before = target.snapshot()
+    real, renames = transaction._rename, 0
+
+    def rename(source: Path, to: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == at:
+            raise KeyboardInterrupt
+        if source.is_dir() and not source.name.endswith(".part"):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        real(source, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "_rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            install_plan(plan)
+        assert target.snapshot() == before
+        renames = at
+        install_plan(plan)
+    assert target.imported() == f"{TORCH}+cpu"
+    assert clean(target)
+    assert not list(target.prefix.rglob("*.part"))
 
 
 def test_a_cache_that_cannot_be_written_is_told(

@@ -241,15 +241,18 @@ class Transaction:
         journal = self._plan(
             {canonicalize_name(name) for name in leaving}, sorted(incoming), expectation, entry
         )
+        _put_by(self._environment, self.identity)
         self._journal = journal
         self._disposable = False
         self._write(journal)
         try:
             for aside in journal.asides:
-                _set_aside(aside.path, self._work / "old" / aside.slot)
+                slot = self._work / "old" / aside.slot
+                _place(aside.path, slot, _part(slot))
             self._write(replace(journal, state="place"))
             for placed in journal.placed:
-                _move(self._source / placed.source, placed.path)
+                half = _half(placed.path, self._work.name)
+                _place(self._source / placed.source, placed.path, half)
         except OSError as error:
             raise failure(error) from error
 
@@ -469,6 +472,30 @@ def is_interrupted(environment: Environment) -> bool:
     return _journal_path(environment).exists()
 
 
+_PUT_BY = "journal.unknown-"
+
+
+def _put_by(environment: Environment, identity: str) -> None:
+    """Keep a journal that nobody here understands: what it speaks of may be a person's only copy.
+
+    Raises
+    ------
+    InstallError
+    """
+    path = _journal_path(environment)
+    if not os.path.lexists(path):
+        return
+    try:
+        path.rename(path.with_name(f"{_PUT_BY}{identity}.json"))
+    except OSError as error:
+        raise failure(error) from error
+
+
+def _is_put_by(environment: Environment) -> bool:
+    """Whether such a journal is there: then nobody can tell which left folders matter."""
+    return any(state_directory(environment.prefix).glob(f"{_PUT_BY}*"))
+
+
 def _work_folders(environment: Environment) -> Iterator[Path]:
     return environment.site_packages.glob(f"{_WORK}*")
 
@@ -486,7 +513,7 @@ def recover(environment: Environment) -> str | None:
     sweep_state(environment.prefix)
     journal = _read_journal(environment)
     if journal is None:
-        if not _journal_path(environment).exists():
+        if not _journal_path(environment).exists() and not _is_put_by(environment):
             for left in _work_folders(environment):
                 _drop(left)
             _drop_others(environment)
@@ -563,6 +590,8 @@ def _drop_others(environment: Environment) -> None:
     """Delete what is kept of earlier installs than the last."""
     folders = kept_folders(environment.site_packages)
     if not folders:
+        return
+    if _is_put_by(environment):
         return
     kept = read_kept(environment.prefix)
     if kept is None and is_written(environment.prefix):
@@ -662,13 +691,26 @@ def _back(journal: _Journal, work: Path, places: Sequence[Path]) -> None:
     taken_back = []
     for placed in reversed(journal.placed):
         source = stage / placed.source
-        if (
+        half = _half(placed.path, journal.work)
+        if os.path.lexists(half):
+            # Before anything was in its place: nobody has used this yet.
+            _merge(half, source)
+            _remove(half)
+        part = _part(source)
+        if os.path.lexists(part) and not replaced & set(placed.owners):
+            # Whoever was here before was killed on the same way.
+            if os.path.lexists(placed.path):
+                _merge(placed.path, part)
+                _remove(placed.path)
+            _rename(part, source)
+            taken_back.append((source, placed.path))
+        elif (
             not replaced & set(placed.owners)
             and not os.path.lexists(source)
             and os.path.lexists(placed.path)
         ):
             source.parent.mkdir(parents=True, exist_ok=True)
-            _move(placed.path, source)
+            _place(placed.path, source, part)
             taken_back.append((source, placed.path))
     for aside in journal.asides:
         stashed = work / "old" / aside.slot
@@ -741,15 +783,31 @@ def _keep(source: Path, path: Path) -> None:
 # ------------------------------------------------------------------------------------------- moving
 
 
-def _set_aside(path: Path, slot: Path) -> None:
-    """Move `path` to `slot`, which is there only once all of it is."""
+def _place(source: Path, target: Path, part: Path) -> None:
+    """Move `source` to `target`, which is there only once all of it is.
+
+    `part` holds what has come of it where that can't be done by one rename.
+    """
     try:
-        _rename(path, slot)
+        _rename(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _move(path, _part(slot))
-        _rename(_part(slot), slot)
+        _move(source, part)
+        _rename(part, target)
+
+
+def _half(path: Path, work: str) -> Path:
+    """Return where beside `path` its parts are put together."""
+    return path.with_name(f"{work}.{path.name}.part")
+
+
+def _remove(path: Path) -> None:
+    """Delete what was moved, and has left empty folders and copies."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _part(slot: Path) -> Path:
