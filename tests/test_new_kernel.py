@@ -29,6 +29,7 @@ from torchenv_magic.errors import (
     RequestError,
     TargetError,
 )
+from torchenv_magic.installation import new_kernel
 from torchenv_magic.installation.new_kernel import (
     Made,
     Places,
@@ -227,6 +228,16 @@ def test_what_a_killed_process_left_is_no_kernel_and_is_swept_by_the_next(
 
     assert not (made.kernel.environment / "half").exists()
     assert workshop.left() == ["torch-cpu", "torch-cpu"]
+
+
+def test_who_died_before_the_first_word_of_a_marker_is_in_nobodys_way(workshop: Workshop) -> None:
+    folder = workshop.places.environments / "torch-cpu"
+    folder.mkdir(parents=True)
+    (folder / new_kernel.MARKER).touch()
+    (kernel,) = own_kernels(workshop.places)
+    assert not kernel.whole
+    remove_kernel("torch-cpu", places=workshop.places)
+    assert not folder.exists()
 
 
 def test_one_of_ours_is_replaced_with_consent_only_and_stays_where_that_fails(
