@@ -327,7 +327,7 @@ def test_what_is_typed_stands_in_backticks() -> None:
 def test_a_terminal_is_told_of_no_kernel_and_no_cell() -> None:
     """Texts are written for a notebook, and said in a terminal's words there."""
     notebooks = re.compile(
-        r"%|\bfolded\b|\bcell\b|(?<!Linux )\b[Kk]ernel\b(?!'s log| image)|`!(?!\{)"
+        r"%(?![0-9A-F]{2}\b)|\bfolded\b|\bcell\b|(?<!Linux )\b[Kk]ernel\b(?!'s log| image)|`!(?!\{)"
     )
     # What is said of the session that asks, and of what only a notebook's line can have.
     of_a_session = ("doctor.process, session_problems", "words, _unknown_option")

@@ -338,7 +338,7 @@ def _new_kernel(words: Words) -> int:
             progress(Event(phase="verify", message="Verifying that PyTorch works"))
             verification = verify(environment, made.result.expectation, in_process=False)
     except KeyboardInterrupt:
-        message = "Stopped before the end of the verification; the kernel stays"
+        message = "Stopped before the end of the verification; what was made stays"
         done = {"kernel": to_json(made.kernel)} if words.json else None
         return _stopped(message, data=done, as_json=words.json)
     data = {"kernel": to_json(made.kernel), "verification": to_json(verification)}
