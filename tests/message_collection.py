@@ -47,7 +47,7 @@ REASONS = frozenset({"AnswerError", "PageError", "ServerRefusedError"})
 REPORTS = frozenset({"_decide", "_fail", "_next", "_report"})
 # Functions whose answer becomes a part of an error's text.
 ANSWERS = {
-    "installation.keeping": ("room_problem",),
+    "installation.kept": ("room_problem",),
     "installation.undo": ("_difference", "_loss", "_other_way"),
     "notebook.front_end": ("_kind",),
     "notebook.own_server": ("find_owner",),

@@ -31,7 +31,8 @@ from torchenv_magic.errors import (
 from torchenv_magic.expectation import Expectation, read_expectation, write_expectation
 from torchenv_magic.installation.footprint import metadata_directories, missing_files, sites
 from torchenv_magic.installation.history import Entry, new_entry
-from torchenv_magic.installation.keeping import let_go
+from torchenv_magic.installation.import_check import check_imports
+from torchenv_magic.installation.kept import let_go
 from torchenv_magic.installation.locking import locked, uv_locked
 from torchenv_magic.installation.plan import Change, Plan, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
@@ -44,7 +45,6 @@ from torchenv_magic.installation.transaction import (
     is_interrupted,
     recover,
 )
-from torchenv_magic.installation.trying import check_imports
 from torchenv_magic.installation.uv import Cancellation, Uv, find_uv
 from torchenv_magic.installation.waiting import Hold, holding
 

@@ -58,7 +58,7 @@ from torchenv_magic.installation.footprint import (
     sites,
 )
 from torchenv_magic.installation.history import Entry, add_entry, recovered
-from torchenv_magic.installation.keeping import (
+from torchenv_magic.installation.kept import (
     KEPT,
     Kept,
     is_kept_name,

@@ -30,6 +30,7 @@ from torchenv_magic.installation.footprint import (
     sites,
 )
 from torchenv_magic.installation.history import Entry, History, new_entry, read_entries
+from torchenv_magic.installation.import_check import check_imports
 from torchenv_magic.installation.install import (
     Result,
     check_changes,
@@ -37,11 +38,10 @@ from torchenv_magic.installation.install import (
     nobody_else,
     read_again,
 )
-from torchenv_magic.installation.keeping import Kept, read_kept
+from torchenv_magic.installation.kept import Kept, read_kept
 from torchenv_magic.installation.plan import Change, by_importance
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
 from torchenv_magic.installation.transaction import Transaction, failure, recover
-from torchenv_magic.installation.trying import check_imports
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.installation.waiting import Hold, holding
 
