@@ -18,7 +18,8 @@ from tests.standin import TORCH, make_wheel
 from tests.targets import Target, make_dependent, settle
 from torchenv_magic.errors import ConsentError, DiskSpaceError, InstallCancelled, InstallError
 from torchenv_magic.expectation import read_expectation
-from torchenv_magic.installation import install, kept
+from torchenv_magic.installation import install
+from torchenv_magic.installation import kept as kept_module
 from torchenv_magic.installation.history import read_entries
 from torchenv_magic.installation.install import Result, install_plan, recover_environment
 from torchenv_magic.installation.progress import Event
@@ -247,7 +248,7 @@ def test_on_a_full_disk_only_what_costs_nothing_is_kept(
 ) -> None:
     target.fill("cu130")
     usage = SimpleNamespace(total=10**6, free=50_000)
-    monkeypatch.setattr(kept, "shutil", SimpleNamespace(disk_usage=lambda _: usage))
+    monkeypatch.setattr(kept_module, "shutil", SimpleNamespace(disk_usage=lambda _: usage))
     # uv's links cost nothing.
     target.install("cpu")
     assert len(kept(target)) == 1
