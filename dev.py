@@ -169,7 +169,7 @@ def test(arguments: Sequence[str]) -> int:
             return status
         # Most of the time a test waits for a kernel, a server or a page. A module stays together:
         # its tests share these.
-        workers = min((os.cpu_count() or 1) + 1, 4)
+        workers = max(2, min(os.cpu_count() or 1, 4))
         words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
     say("pytest", *words)
     return hand_over(

@@ -115,8 +115,13 @@ class Kernel:
 
     def value(self, expression: str) -> Any:
         """Return what `expression` is in the kernel, by way of JSON."""
-        message_id = self.send(f"print(__import__('json').dumps(({expression})))")
-        reply = self.reply(message_id)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            message_id = self.send(f"print(__import__('json').dumps(({expression})))")
+            reply = self.reply(message_id)
+            # What waits as a cell fails is dropped, and so is what comes a moment later.
+            if reply["status"] != "aborted" or time.monotonic() > deadline:
+                break
         if reply["status"] != "ok":
             raise CellError("\n".join(reply.get("traceback", [reply["status"]])))
         return json.loads(self.printed(message_id))

@@ -1095,7 +1095,7 @@ def test_the_second_look_of_a_picker_leaves_what_was_begun(
 
 def until(holds: Callable[[], bool]) -> None:
     """Wait until it holds."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -34,7 +34,7 @@ def watch_bar(page: FrontEndPage, index: int, *, until: str, timeout: float = 12
         html = page.cell_output_html(index)
         if re.search(until, page.cell_output_text(index)):
             return seen
-        if match := re.search(r'<progress [^>]*value="([\d.]+)"', html):
+        if match := re.search(r'<progress [^>]*aria-label="Download"[^>]*value="([\d.]+)"', html):
             position = float(match[1])
             if not seen or position != seen[-1]:
                 seen.append(position)
