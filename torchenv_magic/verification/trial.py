@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torchenv_magic.environment import (
     Environment,
     Interpreter,
     run_interpreter,
+    signal_name,
 )
 from torchenv_magic.expectation import Expectation
 from torchenv_magic.serialization import from_json
@@ -189,10 +189,7 @@ def describe_end(status: int) -> str:
     """
     name, meaning = _WINDOWS_ENDS.get(status & 0xFFFFFFFF, ("", ""))
     if status < 0 and not name:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
+        name = signal_name(-status)
         meaning = _SIGNAL_MEANINGS.get(name, "")
     if not name:
         return f"ended with status {status} and no answer"
