@@ -44,8 +44,8 @@ FLOORS = (
     {"selection"},
     {"installation", "verification", "words"},
     {"status", "terminal"},
-    {"doctor"},
-    {"notebook", "cli", "__main__"},
+    {"doctor", "preinstall"},
+    {"notebook", "cli", "hub", "server", "__main__"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 # `python -m torchenv_magic` is the terminal's shell under another name.
@@ -128,7 +128,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     tracked = git("ls-files", "-z", "torchenv_magic").split("\0")
     assert set(filter(None, tracked)) <= names
     scripts = next(name for name in names if name.endswith(".dist-info/entry_points.txt"))
-    assert "torchenv = torchenv_magic.cli:main" in zipfile.ZipFile(wheel).read(scripts).decode()
+    assert "torchenv = torchenv_magic.__main__:main" in zipfile.ZipFile(wheel).read(scripts).decode()
 
 
 def git(*arguments: str) -> str:
