@@ -142,8 +142,10 @@ def test_ipython_goes_on_with_what_it_had_not_imported(workplace: Workplace) -> 
         answer = session.ask("%torchenv install cpu torch==2.12.0")
         assert "Nothing of it was loaded here, so the session goes on." in answer
         assert "PyTorch works" in answer
-        # A phase is a line, said once; one that is over at once is not shown.
-        assert answer.count("Asking the PyTorch index") <= 1
+        # Each phase is a line, said once and in its order, however soon it was over.
+        phases = ("Asking the PyTorch index", "Downloading from", "Linking", "Switching", "Checking")
+        assert [answer.count(phase) for phase in phases] == [1] * len(phases)
+        assert sorted(phases, key=answer.index) == [*phases]
         assert "2.12.0+cpu" in session.ask("import torch; print(torch.__version__)")
 
         # What is loaded can't be replaced in place: the person is told what to do.

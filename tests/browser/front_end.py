@@ -74,7 +74,8 @@ JUPYTER_CONSOLE_ERRORS = (
     "Cannot read properties of undefined (reading 'last_modified')",
 )
 """What the front ends write to the console as errors by themselves, with nobody's extension."""
-DEFAULT_TIMEOUT = 30.0
+DEFAULT_TIMEOUT = 60.0
+"""Nothing takes that long but on a busy machine: what is waited for ends the wait."""
 DEFAULT_SIZE = (1280, 900)
 POLL_MILLISECONDS = 40
 
@@ -671,7 +672,7 @@ class FrontEndPage(ABC):
         *,
         role: str | None = "button",
         exact: bool = True,
-        timeout: float = 10,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         """Click what has a role and an accessible name in a cell's outputs.
 
@@ -680,7 +681,7 @@ class FrontEndPage(ABC):
         self._control(index, name, role, exact=exact).click(timeout=timeout * 1000)
 
     @_in_browser
-    def fill(self, index: int, label: str, text: str, *, timeout: float = 10) -> None:
+    def fill(self, index: int, label: str, text: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Replace the text of a labelled field in a cell's outputs and leave the field."""
         field = self.output(index).get_by_label(label, exact=True)
         field.fill(text, timeout=timeout * 1000)
@@ -688,7 +689,7 @@ class FrontEndPage(ABC):
         field.press("Tab")
 
     @_in_browser
-    def choose(self, index: int, label: str, option: str, *, timeout: float = 10) -> None:
+    def choose(self, index: int, label: str, option: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Choose an option by its words in a labelled list in a cell's outputs."""
         field = self.output(index).get_by_label(label, exact=True)
         field.select_option(label=option, timeout=timeout * 1000)
@@ -771,7 +772,7 @@ class FrontEndPage(ABC):
         return self._poll(look, f"a dialog like {pattern!r}", timeout)
 
     @_in_browser
-    def answer_dialog(self, button: str, timeout: float = 10) -> None:
+    def answer_dialog(self, button: str, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Press the button of the open dialog that has these words on it."""
         # Not by accessible name: "Cancel Kernel Restart" and "Confirm Kernel Restart" are those.
         words = self.page.locator(".jp-Dialog .jp-Dialog-buttonLabel").get_by_text(

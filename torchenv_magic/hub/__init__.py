@@ -1,1 +1,1 @@
-"""The JupyterHub shell: what an admin writes into `jupyterhub_config.py`. Never installs anything."""
+"""The JupyterHub shell: what an admin puts into `jupyterhub_config.py`. It installs nothing."""

@@ -170,12 +170,23 @@ _SIZE = re.compile(r"([\d.]+) ?([A-Za-z]+)")
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # On a pipe uv says one line as a large file begins, and one when it is whole.
 _WHOLE = re.compile(r"Downloaded (\S+)")
-# indicatif redraws every active bar about twenty times a second: one that is not drawn while
-# others are has ended, though its last frame may have said 99 %.
+# indicatif draws every active bar in every frame, about twenty of them a second: one that a whole
+# frame was drawn without has ended, though its last one may have said 99 %. Time alone proves
+# nothing: uv, or who reads it here, may have had to wait for a processor.
 _GONE_SECONDS = 0.5
 _RATE_SECONDS = 5.0
 # A name of 20 characters and a bar with its numbers take 80; what is older can't be half a bar.
 _LONGEST_BAR = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bar:
+    """A package's bar, as it was drawn last."""
+
+    done: int
+    total: int
+    seen: float
+    frame: int
 
 
 def _size(text: str) -> int:
@@ -204,8 +215,9 @@ class BarReader:
     """The package whose download broke last: uv fetches it again from its beginning."""
     _tail: str = ""
     _frame: set[str] = field(default_factory=set)
+    _frames: int = 0
     _broken_off: set[tuple[str, str]] = field(default_factory=set)
-    _bars: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    _bars: dict[str, _Bar] = field(default_factory=dict)
     _samples: list[tuple[float, int]] = field(default_factory=list)
     _whole_files: bool = False
 
@@ -222,6 +234,7 @@ class BarReader:
             end = match.end()
             if match["headline"]:
                 self._frame.clear()
+                self._frames += 1
                 self.ready = (int(match["ready"]), int(match["of"]))
             elif match["linked"]:
                 self.linked = (int(match["linked"]), int(match["all"]))
@@ -242,12 +255,13 @@ class BarReader:
         if (name, done_text) in self._broken_off:
             if name in self._bars:
                 # Its package is still being fetched, by the bar above or after a pause.
-                self._bars[name] = (*self._bars[name][:2], now)
+                self._bars[name] = replace(self._bars[name], seen=now, frame=self._frames)
             return False
         self._frame.add(name)
         total = self.expected.get(name, shown)
         done = _size(done_text)
-        self._bars[name] = (total if done >= shown else min(done, total), total, now)
+        done = total if done >= shown else min(done, total)
+        self._bars[name] = _Bar(done=done, total=total, seen=now, frame=self._frames)
         return True
 
     def take_line(self, line: str) -> Bytes | None:
@@ -256,9 +270,8 @@ class BarReader:
         if match is None or (size := self.expected.get(canonicalize_name(match[1]))) is None:
             return None
         self._whole_files = True
-        now = self.clock()
-        self._bars[canonicalize_name(match[1])] = (size, size, now)
-        return self._bytes(now)
+        self._bars[canonicalize_name(match[1])] = self._whole(size)
+        return self._bytes(self.clock())
 
     def state(self) -> Bytes:
         """Return how far all downloads are, also where nothing was drawn yet."""
@@ -266,18 +279,21 @@ class BarReader:
 
     def finish(self) -> Bytes | None:
         """Return the end of all downloads, once uv has said that they are prepared."""
-        names = {**self.expected, **{name: total for name, (_, total, _) in self._bars.items()}}
+        names = {**self.expected, **{name: bar.total for name, bar in self._bars.items()}}
         if not names:
             return None
-        now = self.clock()
-        self._bars = {name: (total, total, now) for name, total in names.items()}
-        return replace(self._bytes(now), unknown=0)
+        self._bars = {name: self._whole(total) for name, total in names.items()}
+        return replace(self._bytes(self.clock()), unknown=0)
+
+    def _whole(self, size: int) -> _Bar:
+        return _Bar(done=size, total=size, seen=self.clock(), frame=self._frames)
 
     def _bytes(self, now: float) -> Bytes:
         packages = []
-        for name, (done, total, seen) in self._bars.items():
-            ended = now - seen > _GONE_SECONDS
-            packages.append((name, total if ended else done, total))
+        for name, bar in self._bars.items():
+            # The frame that is being drawn may have it still to come.
+            ended = bar.frame < self._frames - 1 and now - bar.seen > _GONE_SECONDS
+            packages.append((name, bar.total if ended else bar.done, bar.total))
         waiting = sum(size for name, size in self.expected.items() if name not in self._bars)
         done = sum(package[1] for package in packages)
         return Bytes(

@@ -38,6 +38,8 @@ class JobState:
     stage: JobStage = "planning"
     phase: Phase = "resolve"
     message: str = "Starting"
+    said: tuple[str, ...] = ()
+    """Every message so far, for a view that leaves them standing one below the other."""
     bytes: Bytes | None = None
     count: tuple[int, int] | None = None
     """(done, all) of the packages that are ready, or linked."""
@@ -195,7 +197,10 @@ class Job:
         self._set(**changes)
 
     def _set(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)  # type: ignore[arg-type]
+        state = replace(self.state, **changes)  # type: ignore[arg-type]
+        if state.message != self.state.message:
+            state = replace(state, said=(*state.said, state.message))
+        self.state = state
         if self._on_change is not None:
             # A view that fails must not stop an install half-way.
             with contextlib.suppress(Exception):

@@ -284,6 +284,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
         if job is None:
             raise _cancelled(words) from None
         _stop(job, view)
+    view.finish(job.state)
     error = job.state.error
     if job.state.cancelled:
         view.clear()
@@ -543,6 +544,9 @@ class _View:
         )
         self._put({"text/html": html, "text/plain": text})
 
+    def finish(self, state: JobState) -> None:
+        """Show what was not looked at before the end; what follows takes the place of the rest."""
+
     def warn(self, texts: Iterable[str]) -> None:
         """Say what selection warns of, in outputs of their own that stay."""
         for text in texts:
@@ -583,19 +587,22 @@ class _TextView(_View):
     def __init__(self, *, moving: bool) -> None:
         super().__init__()
         self._moving = moving
-        self._message = ""
+        self._told = 0
         self._columns = 0
         """How many are taken on the line that is written over and over."""
 
     def progress(self, state: JobState) -> None:
-        if state.message != self._message:
-            self._message = state.message
-            self.say(state.message)
+        self.finish(state)
         if state.bytes is not None and self._moving and state is not self._last:
             text = progress_words(state.bytes)[:79]
             print(f"\r{text:<{self._columns}}", end="", flush=True)  # noqa: T201
             self._columns = len(text)
         self._last = state
+
+    def finish(self, state: JobState) -> None:
+        for message in state.said[self._told :]:
+            self.say(message)
+        self._told = len(state.said)
 
     def warn(self, texts: Iterable[str]) -> None:
         for text in texts:

@@ -176,8 +176,6 @@ class PickerView:
         self.facts.value = look.facts
         if look.fields == "hidden":
             return
-        self.said.value = look.said
-        self.progress.value = look.progress
         for field in (self.choice, self.vision, self.audio, self.version, self.more):
             field.disabled = look.fields == "closed"
         _show(self.primary, words=look.primary)
@@ -200,6 +198,9 @@ class PickerView:
             _hide(self._log_switch, hidden=not look.log)
             children += [self._log_switch, self.log]
         self.root.children = children
+        # Last: who hears of them finds the buttons there that they speak of.
+        self.said.value = look.said
+        self.progress.value = look.progress
 
     def end(self, result: str) -> None:
         """Leave the result alone: a page that is loaded later still gets it from this widget."""

@@ -115,8 +115,8 @@ def _parse(content: bytes) -> Record | None:
     for field in fields(Record):
         value = data.get(field.name)
         if field.name == "fraction":
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            known["fraction"] = float(value) if number and 0 <= value <= 1 else None
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+                known["fraction"] = float(value)
         elif field.name == "pid":
             known["pid"] = value if type(value) is int and value >= 0 else 0
         elif isinstance(value, str) and (value.isprintable() or not value):

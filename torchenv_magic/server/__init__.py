@@ -1,1 +1,1 @@
-"""The Jupyter server extension: a preinstall after the server is up, and a route that tells of it."""
+"""The Jupyter server extension: a preinstall once the server is up, and a route about it."""
