@@ -143,7 +143,13 @@ def test_ipython_goes_on_with_what_it_had_not_imported(workplace: Workplace) -> 
         assert "Nothing of it was loaded here, so the session goes on." in answer
         assert "PyTorch works" in answer
         # Each phase is a line, said once and in its order, however soon it was over.
-        phases = ("Asking the PyTorch index", "Downloading from", "Linking", "Switching", "Checking")
+        phases = (
+            "Asking the PyTorch index",
+            "Downloading from",
+            "Linking",
+            "Switching",
+            "Checking",
+        )
         assert [answer.count(phase) for phase in phases] == [1] * len(phases)
         assert sorted(phases, key=answer.index) == [*phases]
         assert "2.12.0+cpu" in session.ask("import torch; print(torch.__version__)")

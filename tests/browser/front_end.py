@@ -689,7 +689,9 @@ class FrontEndPage(ABC):
         field.press("Tab")
 
     @_in_browser
-    def choose(self, index: int, label: str, option: str, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def choose(
+        self, index: int, label: str, option: str, *, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
         """Choose an option by its words in a labelled list in a cell's outputs."""
         field = self.output(index).get_by_label(label, exact=True)
         field.select_option(label=option, timeout=timeout * 1000)
