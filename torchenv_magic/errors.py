@@ -3,6 +3,7 @@
 ```
 TorchEnvError
 ├── RequestError            what was asked for is malformed or unknown              exit 2
+│   └── ConfigurationError  what a hub was set up with is
 ├── TargetError             the environment can't be installed into
 ├── UvError                 uv is missing, too old, or ended in a way we don't know
 ├── SelectionError          no build fits the request on this host
@@ -27,6 +28,7 @@ from typing import ClassVar
 __all__ = [
     "BusyError",
     "ChangedError",
+    "ConfigurationError",
     "ConflictError",
     "ConsentError",
     "DiskSpaceError",
@@ -82,6 +84,10 @@ class TorchEnvError(Exception):
 class RequestError(TorchEnvError):
     code = "request"
     exit_status = 2
+
+
+class ConfigurationError(RequestError):
+    code = "configuration"
 
 
 class TargetError(TorchEnvError):
