@@ -38,6 +38,7 @@ from torchenv_magic.environment import (
     shown_path,
 )
 from torchenv_magic.errors import BusyError, InstallError, RequestError, TargetError
+from torchenv_magic.installation.data_folder import data_folder
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.install import Result, install_plan
 from torchenv_magic.installation.own_wheel import wheel_of
@@ -161,25 +162,12 @@ def read_places(environ: Mapping[str, str] | None = None) -> Places:
 
     specifications = Path(jupyter_data_dir()) / "kernels"
     return Places(
-        environments=_data_folder(os.environ if environ is None else environ) / "kernels",
+        environments=data_folder(os.environ if environ is None else environ) / "kernels",
         specifications=specifications,
         others=tuple(
             folder for folder in map(Path, jupyter_path("kernels")) if folder != specifications
         ),
     )
-
-
-def _data_folder(environ: Mapping[str, str]) -> Path:
-    home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path.home() fails where there is none)
-    if sys.platform == "win32":
-        base = environ.get("LOCALAPPDATA") or str(home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(home / "Library" / "Application Support")
-    else:
-        base = environ.get("XDG_DATA_HOME") or ""
-        # The standard: a relative path is to be ignored.
-        base = base if Path(base).is_absolute() else str(home / ".local" / "share")
-    return Path(base) / "torchenv"
 
 
 def check_name(text: str) -> str:

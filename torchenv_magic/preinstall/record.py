@@ -9,9 +9,11 @@ Only the standard library, and little of that: the wrapper stands between a pers
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,8 +25,15 @@ __all__ = [
     "STATE_VARIABLE",
     "Record",
     "Status",
+    "boot_of_host",
+    "is_alive",
+    "is_running",
+    "process_started",
+    "read_private",
     "read_record",
     "record_directory",
+    "write_private",
+    "write_record",
 ]
 
 STATE_VARIABLE = "TORCHENV_PREINSTALL_STATE"
@@ -67,6 +76,8 @@ class Record:
     """The start of the machine on which the number of the process holds."""
     since: str = ""
     """When the preinstall began: in UTC, as ISO 8601 writes it."""
+    notice: str = ""
+    """What a person is to know besides: of a wish that could not be followed."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it is written."""
@@ -90,17 +101,115 @@ def read_record(directory: Path, *, owner: int | None = None) -> Record | None:
     owner
         The user whose file it has to be; None for any.
     """
+    content = read_private(directory / STATE_NAME, largest=_LARGEST, owner=owner)
+    return None if content is None else _parse(content)
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Write how the preinstall stands; who reads meanwhile sees the old or the new.
+
+    Raises
+    ------
+    OSError
+    """
+    write_private(directory / STATE_NAME, json.dumps(record.to_json()).encode("ascii"))
+
+
+def read_private(path: Path, *, largest: int, owner: int | None = None) -> bytes | None:
+    """Return what a regular file holds; None where it is none, is too long or is another's."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = os.open(directory / STATE_NAME, flags)
+        descriptor = os.open(path, flags)
     except (OSError, ValueError):
         return None
     with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or (owner is not None and status.st_uid != owner):
             return None
-        content = file.read(_LARGEST + 1)
-    return _parse(content) if len(content) <= _LARGEST else None
+        try:
+            content = file.read(largest + 1)
+        except OSError:
+            return None
+    return content if len(content) <= largest else None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, for its owner only.
+
+    Raises
+    ------
+    OSError
+        What was there before is there still.
+    """
+    draft = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(draft, flags, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  (a descriptor)
+            file.write(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------ is it still at it?
+
+
+def is_running(record: Record) -> bool:
+    """Whether the installer is at work, as far as that can be seen from here.
+
+    Of a process on another machine or in another container nobody can tell: it is believed.
+    """
+    if record.status != "running":
+        return False
+    if record.boot != boot_of_host() or sys.platform == "win32":
+        return True
+    return is_alive(record.pid, record.started)
+
+
+def is_alive(pid: int, started: str) -> bool:
+    """Whether that process of this machine is there, and no other one with its number."""
+    if pid <= 0 or sys.platform == "win32":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    state, now = _process(pid)
+    return state not in ("Z", "X") and (not started or now in ("", started))
+
+
+def process_started(pid: int) -> str:
+    """Return when a process began, in ticks since the machine did; empty where nothing tells."""
+    return _process(pid)[1]
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """Return the state of a process, in one letter, and when it began."""
+    try:
+        text = _first_line(f"/proc/{pid}/stat")
+        # The program's name before may hold spaces and parentheses.
+        values = text.rpartition(")")[2].split()
+        return values[0], values[19]
+    except (OSError, IndexError):
+        return "", ""
+
+
+def boot_of_host() -> str:
+    """Return what the number of a process holds for: one start of a machine, and one container."""
+    boot = space = ""
+    with contextlib.suppress(OSError):
+        boot = _first_line("/proc/sys/kernel/random/boot_id")
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  (of the running process)
+    return f"{boot} {space}".strip()
+
+
+def _first_line(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        return file.readline(2000).strip()
 
 
 def _parse(content: bytes) -> Record | None:
