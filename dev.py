@@ -278,13 +278,18 @@ def expected_stamp(environment: Environment) -> str:
     digest = hashlib.sha256()
     # An editable install and the scripts name the checkout's folder, which may have moved.
     digest.update(f"{ROOT} {python_version()}".encode())
-    # An editable install has copies of the plugin's files, since Jupyter looks for them elsewhere.
-    plugin = sorted(
+    # An editable install has copies of what Jupyter looks for elsewhere.
+    copied = sorted(
         path
-        for pattern in ("*.json", "schemas/**/*.json", "static/*")
-        for path in (ROOT / "labextension").glob(pattern)
+        for pattern in (
+            "jupyter-config/jupyter_server_config.d/*.json",
+            "labextension/*.json",
+            "labextension/schemas/**/*.json",
+            "labextension/static/*",
+        )
+        for path in ROOT.glob(pattern)
     )
-    for path in (BOOTSTRAP, environment.requirements, ROOT / "pyproject.toml", *plugin):
+    for path in (BOOTSTRAP, environment.requirements, ROOT / "pyproject.toml", *copied):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,0 +1,136 @@
+"""A server's preinstall: begun in a thread once the server is up, and told about by a route."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.utils import url_path_join
+from tornado.web import authenticated
+
+from torchenv_magic.preinstall.record import Record, is_running, read_record, record_directory
+
+if TYPE_CHECKING:
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_server.serverapp import ServerApp
+
+    from torchenv_magic.preinstall.launch import Begun
+    from torchenv_magic.server.settings import TorchenvPreinstall
+
+__all__ = ["AUTHORIZED_RESOURCE", "load"]
+
+AUTHORIZED_RESOURCE = "torchenv"
+"""What an authorizer is asked about."""
+
+_OWNER = None if sys.platform == "win32" else os.getuid()
+
+
+@dataclass(slots=True)
+class _Preinstall:
+    """What this process knows of it; changed on the event loop only."""
+
+    directory: Path | None = None
+    failure: str = ""
+    """Why there is none."""
+
+    def read(self) -> dict[str, Any]:
+        """Return how it stands, as JSON knows it; for a thread, as it reads a file."""
+        record = read_record(self.directory, owner=_OWNER) if self.directory else None
+        if record is None:
+            message = self.failure or "The preinstall is about to begin"
+            if self.directory is not None:
+                message = "What was known of the preinstall is gone"
+            record = Record(
+                status="failed" if self.failure or self.directory else "running", message=message
+            )
+            return {**record.to_json(), "running": record.status == "running"}
+        return {**record.to_json(), "running": is_running(record)}
+
+
+class StatusHandler(APIHandler):
+    """`GET torchenv/status`."""
+
+    auth_resource = AUTHORIZED_RESOURCE
+    # A page that looks every second is nobody at work: a server that nobody uses may be ended.
+    _track_activity = False
+
+    def initialize(self, preinstall: _Preinstall) -> None:
+        self._preinstall = preinstall
+
+    @authenticated
+    @authorized
+    async def get(self) -> None:
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(None, self._preinstall.read)
+        self.set_header("Cache-Control", "no-store")
+        self.finish(json.dumps(answer))
+
+
+def load(serverapp: ServerApp, settings: TorchenvPreinstall) -> None:
+    """Offer the route now, and begin as soon as the server answers."""
+    if serverapp.gateway_config.gateway_enabled:
+        serverapp.log.info("torchenv: kernels run at a gateway, so nothing is installed here")
+        return
+    preinstall = _Preinstall()
+    route = url_path_join(serverapp.base_url, "torchenv", "status")
+    serverapp.web_app.add_handlers(".*$", [(route, StatusHandler, {"preinstall": preinstall})])
+
+    async def start() -> None:
+        try:
+            await _start(serverapp, settings, preinstall)
+        except Exception as error:
+            # A server that comes up without PyTorch is still the server that a person waits for.
+            preinstall.failure = f"The preinstall could not begin: {error}"
+            serverapp.log.exception("torchenv: the preinstall could not begin")
+
+    serverapp.io_loop.add_callback(start)
+
+
+async def _start(
+    serverapp: ServerApp, settings: TorchenvPreinstall, preinstall: _Preinstall
+) -> None:
+    """Join what the wrapper that started this server has begun, or begin."""
+    environ = settings.over(os.environ)
+    loop = asyncio.get_running_loop()
+    joined = record_directory(environ)
+    if joined is not None and await loop.run_in_executor(None, _is_there, joined):
+        preinstall.directory = joined
+        return
+    begun = await loop.run_in_executor(None, _begin, environ)
+    # For the kernels to come, which are started with the environment of this process.
+    os.environ.update(begun.variables)
+    if serverapp.kernel_spec_manager is not None:
+        _offer_kernels(serverapp.kernel_spec_manager, begun.variables)
+    preinstall.directory = begun.directory
+    state = "runs" if begun.running else "has nothing to do"
+    serverapp.log.info("torchenv: the preinstall %s (%s)", state, begun.directory)
+
+
+def _is_there(directory: Path) -> bool:
+    return read_record(directory, owner=_OWNER) is not None
+
+
+def _begin(environ: Mapping[str, str]) -> Begun:
+    from torchenv_magic.preinstall.launch import begin
+    from torchenv_magic.preinstall.wish import wish_of
+
+    return begin(wish_of(environ), environ=environ)
+
+
+def _offer_kernels(manager: KernelSpecManager, variables: Mapping[str, str]) -> None:
+    """Have the running manager look where the new variables say; it read the old ones long ago."""
+    folders = [
+        str(Path(folder) / "kernels")
+        for folder in variables.get("JUPYTER_PATH", "").split(os.pathsep)
+        if folder
+    ]
+    known = manager.kernel_dirs
+    manager.kernel_dirs = [*(folder for folder in folders if folder not in known), *known]
