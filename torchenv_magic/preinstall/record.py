@@ -28,6 +28,7 @@ __all__ = [
     "boot_of_host",
     "is_alive",
     "is_running",
+    "own_user",
     "process_started",
     "read_private",
     "read_record",
@@ -131,6 +132,13 @@ def read_private(path: Path, *, largest: int, owner: int | None = None) -> bytes
         except OSError:
             return None
     return content if len(content) <= largest else None
+
+
+def own_user() -> int | None:
+    """Return the number of the user that this runs for; None where users have none."""
+    if sys.platform == "win32":
+        return None
+    return os.geteuid()
 
 
 def write_private(path: Path, content: bytes) -> None:
