@@ -46,11 +46,14 @@ _YOUNG_SECONDS = 600.0
 _FORGOTTEN_SECONDS = 30 * 86_400.0
 
 # In a string and not `-m`, which would look for modules in the folder that a server is started in:
-# a home has files of any name. The package may have been found by a variable that goes.
+# a home has files of any name. The package may have been found by a variable that goes. Two forks,
+# so that whoever becomes the server has no child that it knows nothing of.
 _PROGRAM = (
-    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; "
+    "import os, sys; hasattr(os, 'fork') and os.fork() and os._exit(0); "
+    "sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; "
     "from torchenv_magic.preinstall.installer import main; sys.exit(main())"
 )
+_START_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,18 @@ def _start(
         "since": since,
         "offers_kernel": offers_kernel,
     }
+    # Before there is anybody else who writes it.
+    write_record(
+        directory,
+        Record(
+            status="running",
+            message="Looking for the PyTorch that fits this machine",
+            target=str(place.prefix),
+            boot=boot_of_host(),
+            since=since,
+            notice=notice,
+        ),
+    )
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     log = os.open(directory / LOG_NAME, flags, 0o600)
     try:
@@ -169,25 +184,14 @@ def _start(
         )
     finally:
         os.close(log)
-    # It lives on, and is nobody's to wait for: Popen would warn of that.
-    process.returncode = 0
-    record = Record(
-        status="running",
-        message="Looking for the PyTorch that fits this machine",
-        target=str(place.prefix),
-        pid=process.pid,
-        started=process_started(process.pid),
-        boot=boot_of_host(),
-        since=since,
-        notice=notice,
-    )
-    pipe = process.stdin
-    if pipe is None:  # pragma: no cover  (it was asked for)
-        return
-    with pipe, contextlib.suppress(BrokenPipeError):
-        # First the record: without its order the installer changes nothing, also no record.
-        write_record(directory, record)
-        pipe.write(json.dumps(order).encode("ascii"))
+    if process.stdin is not None:
+        with process.stdin as pipe, contextlib.suppress(BrokenPipeError):
+            pipe.write(json.dumps(order).encode("ascii"))
+    if sys.platform != "win32":
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_START_SECONDS)
+    # What goes on is nobody's to wait for: Popen would warn of that.
+    process.returncode = process.returncode or 0
 
 
 _APART_ON_WINDOWS = 0

@@ -42,6 +42,7 @@ STATE_VARIABLE = "TORCHENV_PREINSTALL_STATE"
 STATE_NAME = "state.json"
 LOG_NAME = "install.log"
 
+_BEGINNING_SECONDS = 60.0
 _LARGEST = 64_000
 """Bytes. A message and a hint are a few hundred."""
 
@@ -70,7 +71,7 @@ class Record:
     torch: str = ""
     """The version that is there at the end."""
     pid: int = 0
-    """The installer's process; 0 where none was needed."""
+    """The installer's process; 0 where none was needed, or it has only just been begun."""
     started: str = ""
     """When that process began, as its system tells it: numbers are given out again."""
     boot: str = ""
@@ -172,7 +173,20 @@ def is_running(record: Record) -> bool:
         return False
     if record.boot != boot_of_host() or sys.platform == "win32":
         return True
+    if not record.pid:
+        return _is_fresh(record.since)
     return is_alive(record.pid, record.started)
+
+
+def _is_fresh(since: str) -> bool:
+    """Whether a preinstall began so lately that its process may not have come to say who it is."""
+    from datetime import datetime, timezone
+
+    try:
+        age = datetime.now(timezone.utc) - datetime.fromisoformat(since)
+    except (TypeError, ValueError):
+        return False
+    return abs(age.total_seconds()) < _BEGINNING_SECONDS
 
 
 def is_alive(pid: int, started: str) -> bool:
