@@ -7,10 +7,11 @@ the reason where no Chromium is there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,9 +191,31 @@ def oldest_server_python(
     )
 
 
+@pytest.fixture(scope="session")
+def kernel_template(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, uv_cache: Path
+) -> Callable[[Path, bool], KernelEnvironment]:
+    """Give what the environments of a Python's kernels are made from, with the product or not."""
+
+    @functools.cache
+    def make(python: Path, project: bool) -> KernelEnvironment:  # noqa: FBT001
+        wheel: Path | None = request.getfixturevalue("project_wheel") if project else None
+        made = KernelEnvironment.create(
+            tmp_path_factory.mktemp("template") / "environment",
+            python=python,
+            cache=uv_cache,
+            project=project,
+            project_wheel=wheel,
+        )
+        made.compile()
+        return made
+
+    return make
+
+
 @pytest.fixture
 def make_kernel_environment(
-    request: pytest.FixtureRequest, tmp_path: Path, uv_cache: Path
+    tmp_path: Path, kernel_template: Callable[[Path, bool], KernelEnvironment]
 ) -> MakeKernelEnvironment:
     """Make environments for kernels that a test may change as it likes."""
 
@@ -203,15 +226,10 @@ def make_kernel_environment(
         project: bool = True,
         requirements: tuple[str, ...] = (),
     ) -> KernelEnvironment:
-        wheel: Path | None = request.getfixturevalue("project_wheel") if project else None
-        return KernelEnvironment.create(
-            tmp_path / name,
-            python=python_or_skip(python),
-            cache=uv_cache,
-            project=project,
-            project_wheel=wheel,
-            requirements=requirements,
-        )
+        environment = kernel_template(python_or_skip(python), project).clone(tmp_path / name)
+        if requirements:
+            environment.install(*requirements)
+        return environment
 
     return make
 

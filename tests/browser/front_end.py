@@ -128,6 +128,12 @@ _RUN = f"""([command, index, key]) => {{
     reason => {{ runs[key] = 'error'; console.warn('run ended: ' + reason); }});
 }}"""
 
+# Two frames, or as long as a few of them take where the page is not drawn.
+_DRAWN = """() => new Promise(done => {
+  setTimeout(done, 100);
+  requestAnimationFrame(() => requestAnimationFrame(done));
+})"""
+
 # A server whose kernels a gateway runs takes no subprotocol, and keeps the connection that it made
 # to the gateway for the page's first attempt beside the second one's, under the same name: which of
 # them the kernel hears then is chance (jupyter_server 2.21, "Replacing stale connection").
@@ -850,7 +856,10 @@ class FrontEndPage(ABC):
             ended: str | None = self.page.evaluate("key => window.torchenvTestRuns[key]", key)
             return ended
 
-        return self._poll(look, f"the end of {key}", timeout)
+        ended = self._poll(look, f"the end of {key}", timeout)
+        # What a cell has said is drawn in the frames after it was heard.
+        self.page.evaluate(_DRAWN)
+        return ended
 
     def _wait_for(
         self, condition: str, what: str, timeout: float, argument: str | None = None

@@ -8,6 +8,7 @@ the environment of the tests.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -100,6 +101,40 @@ class KernelEnvironment:
             environment.install("--no-deps", str(wheel))
         return environment
 
+    def clone(self, directory: Path) -> KernelEnvironment:
+        """Make another environment of the same packages, by links to their files and bytecode.
+
+        Raises `EnvironmentMakingError` where uv fails.
+        """
+        base = self.python.resolve()
+        run_uv("venv", "--python", str(base), "--no-project", str(directory), cache=self.cache)
+        python = interpreter_of(directory)
+        old, new = str(self.directory), str(directory)
+        # Thousands of files: their paths are text here, as that is what takes the time.
+        for folder, _, names in os.walk(old):
+            there = f"{new}{folder.removeprefix(old)}"
+            Path(there).mkdir(exist_ok=True)
+            for name in names:
+                # What uv has made of the new one stays: it names the place.
+                with contextlib.suppress(FileExistsError):
+                    os.link(f"{folder}/{name}", f"{there}/{name}", follow_symlinks=False)
+        for script in python.parent.iterdir():
+            # A script names the interpreter that runs it.
+            if not script.is_symlink() and f"{old}{os.sep}" in _first_line(script):
+                text = script.read_text(encoding="utf-8").replace(old, new)
+                mode = script.stat().st_mode
+                script.unlink()
+                script.write_text(text, encoding="utf-8")
+                script.chmod(mode)
+        site_packages = directory / self.site_packages.relative_to(self.directory)
+        return dataclasses.replace(
+            self, directory=directory, python=python, site_packages=site_packages
+        )
+
+    def compile(self) -> None:
+        """Have Python compile what a kernel with the picker loads, as its first start would."""
+        self.run("-c", _LOADED, environment={"PYTHONDONTWRITEBYTECODE": ""})
+
     def install(self, *arguments: str) -> None:
         """Run `uv pip install` for this environment; raises `EnvironmentMakingError`."""
         _install(self.python, *arguments, cache=self.cache)
@@ -176,6 +211,24 @@ class KernelEnvironment:
             "pip", "list", "--python", str(self.python), "--format", "json", cache=self.cache
         )
         return {entry["name"]: entry["version"] for entry in json.loads(answer)}
+
+
+_LOADED = """
+import contextlib, importlib
+for name in (
+    "debugpy", "ipykernel.kernelapp", "ipykernel.ipkernel", "ipywidgets", "jedi",
+    "torchenv_magic.notebook.magic", "torchenv_magic.notebook.picker",
+    "torchenv_magic.installation.install", "torchenv_magic.verification.probe",
+):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+"""
+
+
+def _first_line(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(2)
+        return opened.readline().decode(errors="replace") if start == b"#!" else ""
 
 
 def interpreter_of(directory: Path) -> Path:

@@ -23,6 +23,9 @@ from torchenv_magic.interpreter import Interpreter
 from torchenv_magic.notebook.job import JobState
 from torchenv_magic.notebook.picker_look import PickerModel, choices, look, obstacle
 from torchenv_magic.notebook.picker_view import PickerView
+from torchenv_magic.notebook.restart import how_to_choose
+from torchenv_magic.notebook.server_preinstall import Preinstall
+from torchenv_magic.preinstall.record import Record
 from torchenv_magic.selection import Alternative, CatalogOrigin, Request, Selection
 from torchenv_magic.status import Status
 
@@ -156,6 +159,50 @@ _NOTHING = replace(
         ),
     ),
 )
+_ABSENT = replace(
+    _STATUS,
+    installed_backend=None,
+    environment=replace(_STATUS.environment, packages=()),
+)
+_ABSENT_AND_FROZEN = replace(_ABSENT, environment=replace(_ABSENT.environment, writable=False))
+_RUNNING = Preinstall(
+    record=Record(
+        status="running",
+        message="Downloading from the PyTorch index",
+        target="/lab/.venv",
+        fraction=0.4,
+    ),
+    stage="running",
+    here=True,
+)
+_RUNNING_ELSEWHERE = replace(
+    _RUNNING,
+    record=replace(_RUNNING.record, kernel="torchenv", kernel_title="PyTorch (torchenv)"),
+    here=False,
+)
+_DONE_ELSEWHERE = replace(
+    _RUNNING_ELSEWHERE,
+    record=replace(
+        _RUNNING_ELSEWHERE.record,
+        status="done",
+        message="Installed torch 2.14.1+cu126 in 41.0 s",
+        torch="2.14.1+cu126",
+    ),
+    stage="done",
+)
+_FAILED = replace(
+    _RUNNING,
+    record=replace(
+        _RUNNING.record,
+        status="failed",
+        message="There is no room on the disk: 4.2 GB are needed and 1.1 GB are free",
+        hint="free some, or set `UV_CACHE_DIR` to another disk",
+        notice="CUDA 11.8 is no longer offered here: the best build for this machine is taken",
+    ),
+    stage="failed",
+    log=("Resolved 17 packages in 412ms", "error: No space left on device (os error 28)"),
+)
+_KILLED = replace(_RUNNING, stage="killed", log=("Downloading torch (779.1MiB)",))
 
 MODELS: Mapping[str, PickerModel] = {
     "detecting": PickerModel(),
@@ -191,6 +238,41 @@ MODELS: Mapping[str, PickerModel] = {
         ),
     ),
     "no-build-fits": PickerModel(state="not possible", status=_NOTHING, error=obstacle(_NOTHING)),
+    "preinstalling": PickerModel(
+        state="preinstalling",
+        status=_ABSENT,
+        preinstall=_RUNNING,
+        job=JobState(
+            stage="joining",
+            phase="download",
+            message="Downloading from the PyTorch index",
+            bytes=Bytes(
+                done=501_000_000,
+                total=1_210_000_000,
+                per_second=61_000_000,
+                packages=(("torch", 372_000_000, 817_000_000),),
+            ),
+        ),
+    ),
+    "preinstalling-elsewhere": PickerModel(
+        state="preinstalling",
+        status=_ABSENT_AND_FROZEN,
+        preinstall=_RUNNING_ELSEWHERE,
+        job=JobState(stage="joining", message="Installing a kernel", fraction=0.4),
+    ),
+    "preinstalling-left": PickerModel(state="ready", status=_ABSENT, preinstall=_RUNNING),
+    "elsewhere": PickerModel(
+        state="elsewhere", status=_ABSENT_AND_FROZEN, preinstall=_DONE_ELSEWHERE
+    ),
+    "elsewhere-told": PickerModel(
+        state="elsewhere",
+        status=_ABSENT_AND_FROZEN,
+        restarts=False,
+        preinstall=_DONE_ELSEWHERE,
+        how_to_choose=how_to_choose("vscode", name="torchenv", display_name="PyTorch (torchenv)"),
+    ),
+    "preinstall-failed": PickerModel(state="ready", status=_ABSENT, preinstall=_FAILED),
+    "preinstall-killed": PickerModel(state="ready", status=_ABSENT, preinstall=_KILLED),
     "planning": PickerModel(
         state="planning",
         status=_STATUS,

@@ -70,7 +70,7 @@ def test_picker_and_run_all(here: Stage, fresh_standin: StandIn, open_page: Open
     page.restart_and_run_all(timeout=120)
     page.wait_for_output(1, "PyTorch works", timeout=120)
     page.wait_for_kernel("idle")
-    assert page.execution_prompt(2) == "[ ]:"
+    page.wait_for_prompt(2, r"\[ \]:")
     page.restart_and_run_all(timeout=120)
     page.wait_for_output(2, r"used 2\.12\.0\+cpu", timeout=120)
     assert_calm(page)

@@ -33,7 +33,7 @@ def test_restart_and_run_all_stops_once_and_then_comes_through(
     ]
     # Not run, and nothing says that they failed.
     for index in (2, 3):
-        assert page.execution_prompt(index) == "[ ]:"
+        page.wait_for_prompt(index, r"\[ \]:")
         assert page.cell_output_text(index) == ""
     assert_calm(page)
     page.wait_for_kernel("idle")
@@ -77,17 +77,19 @@ def test_cells_that_are_run_while_a_picker_installs_are_not_lost(
 ) -> None:
     """A cell that blocks as the install ends is waited for; the one behind it goes back."""
     here = stage()
-    wait = "import time\nwhile not done: time.sleep(0.02)"
+    behind = "print('behind')"
+    # To its end: what follows an install waits for the cell by then, however slow the machine is.
     slow = (
         "import threading, time, importlib.metadata as metadata\n"
         "def installed():\n"
         "    try: return bool(metadata.version('torch'))\n"
         "    except metadata.PackageNotFoundError: return False\n"
         "while not installed(): time.sleep(0.05)\n"
-        "time.sleep(1)\n"
+        "while 'torchenv-install' in {thread.name for thread in threading.enumerate()}:\n"
+        "    time.sleep(0.05)\n"
         "print('came to its end')"
     )
-    page = open_page(here.server, here.notebook("queue.ipynb", f"{LOAD}\n%torchenv", slow, wait))
+    page = open_page(here.server, here.notebook("queue.ipynb", f"{LOAD}\n%torchenv", slow, behind))
     page.run_cell(0)
     page.wait_for_output(0, "recommended")
     page.click(0, "Install and restart kernel")

@@ -51,7 +51,7 @@ class Visit:
         self.page.run_cell(1, wait=False)
         self.wait_until_verified()
 
-    def wait_until_verified(self, timeout: float = 60) -> None:
+    def wait_until_verified(self, timeout: float = 120) -> None:
         deadline = time.monotonic() + timeout
         while not any(PROOF.search(text) for text in self.outputs()):
             assert time.monotonic() < deadline, "\n".join(self.page.describe())
