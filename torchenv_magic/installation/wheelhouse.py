@@ -56,7 +56,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Wheel", "Wheelhouse", "fetch_wheels", "read_wheels"]
+__all__ = ["Wheel", "Wheelhouse", "check_builds", "fetch_wheels", "lock_wheels", "read_wheels"]
 
 _SIDE_BY_SIDE = 4
 _TRIES = 4
@@ -179,7 +179,7 @@ def fetch_wheels(
     cancellation = cancellation or Cancellation()
     source = index_source(backend, sites)
     tell(Event(phase="resolve", message=f"Asking {source} what is needed"))
-    lock = _resolve(
+    lock = lock_wheels(
         request,
         backend,
         source,
@@ -191,7 +191,7 @@ def fetch_wheels(
         cancellation=cancellation,
     )
     wheels = read_wheels(lock)
-    _check_builds(wheels, backend, source)
+    check_builds(wheels, backend, source)
     known = sizes(wheel.address for wheel in wheels if wheel.size_bytes is None)
     cancellation.raise_if_requested()
     wheels = tuple(
@@ -218,18 +218,32 @@ def _unknown_platform(platform: str) -> RequestError:
     )
 
 
-def _resolve(
+def lock_wheels(
     request: Request,
     backend: Backend,
     source: Source,
     sites: Sites,
     *,
-    python_version: str | None,
-    platform: str | None,
+    python: Path | None = None,
+    python_version: str | None = None,
+    platform: str | None = None,
     exclusion: str | None,
     tell: OnEvent,
     cancellation: Cancellation,
 ) -> str:
+    """Return the pylock.toml of all wheels that the request takes.
+
+    Parameters
+    ----------
+    python
+        The interpreter that they are for; None for the one that runs this.
+
+    Raises
+    ------
+    PlanError, SourceError, RequestError, UvError
+        What is wanted can't be resolved.
+    InstallCancelled
+    """
     lines = Lines(lambda line: tell(Event(phase="resolve", log=line)))
     completed = find_uv().run(
         [
@@ -238,7 +252,7 @@ def _resolve(
             "-",
             "--no-header",
             "--quiet",
-            f"--python={sys.executable}",
+            f"--python={python or sys.executable}",
             *([f"--python-version={python_version}"] if python_version else []),
             *([f"--python-platform={platform}"] if platform else []),
             # What is built here would be for this machine.
@@ -317,8 +331,13 @@ def _read_wheel(package: dict[str, Any]) -> Wheel:
     )
 
 
-def _check_builds(wheels: Iterable[Wheel], backend: Backend, source: Source) -> None:
-    """Refuse a member of another build: what a mirror lacks, uv would take from PyPI."""
+def check_builds(wheels: Iterable[Wheel], backend: Backend, source: Source) -> None:
+    """Refuse a member of another build: what a mirror lacks, uv would take from PyPI.
+
+    Raises
+    ------
+    SourceError
+    """
     for wheel in wheels:
         build = backend_of_torch_version(wheel.version)
         plain = build is None and backend.kind == "cpu"
