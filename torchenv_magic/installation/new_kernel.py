@@ -57,9 +57,15 @@ __all__ = [
     "Removed",
     "base_interpreter",
     "check_name",
+    "describe_kernel",
+    "environment_of",
     "free_name",
+    "furnish",
+    "make_environment",
     "make_kernel",
+    "offer_kernel",
     "own_kernels",
+    "python_in",
     "read_places",
     "remove_kernel",
 ]
@@ -120,7 +126,7 @@ class OwnKernel:
 
     @property
     def python(self) -> Path:
-        return _python_in(self.environment)
+        return python_in(self.environment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,14 +290,18 @@ def _owns_specification(kernel: OwnKernel) -> bool:
 
     Read from the folder itself: the marker may have been copied with its environment.
     """
+    return environment_of(kernel.specification) == kernel.environment
+
+
+def environment_of(specification: Path) -> Path | None:
+    """Return the environment that a kernelspec of ours starts; None where it is none of ours."""
     try:
-        if kernel.specification.is_symlink():
-            return False
-        text = (kernel.specification / "kernel.json").read_text(encoding="utf-8")
-        owner = json.loads(text)["metadata"][_OURS]["environment"]
+        if specification.is_symlink():
+            return None
+        text = (specification / "kernel.json").read_text(encoding="utf-8")
+        return Path(json.loads(text)["metadata"][_OURS]["environment"])
     except (OSError, ValueError, LookupError, TypeError):
-        return False
-    return bool(Path(owner) == kernel.environment)
+        return None
 
 
 # ------------------------------------------------------------------------------------------ making
@@ -342,9 +352,9 @@ def make_kernel(
     before = _check_free(name, places, consent=consent)
     with _claimed(name, places, before) as folder:
         tell(Event(phase="resolve", message=f"Making an environment in {shown_path(folder)}"))
-        _make_environment(uv, base, folder, name, cancellation)
-        python = _python_in(folder)
-        _furnish(uv, python, sites=sites, tell=tell, cancellation=cancellation)
+        make_environment(uv, base, folder, name, cancellation)
+        python = python_in(folder)
+        furnish(uv, python, sites=sites, tell=tell, cancellation=cancellation)
         selection, environment = choose(python)
         plan = make_plan(
             selection,
@@ -363,7 +373,7 @@ def make_kernel(
             specification=places.specifications / name,
         )
         tell(Event(phase="switch", message=f"Telling Jupyter of {kernel.display_name}"))
-        described = _describe(python, cancellation)
+        described = describe_kernel(python, cancellation)
         is_new = before is None or not _owns_specification(before)
         _write_marker(kernel, whole=True)
         # Last, so that no kernel is offered whose environment is removed again.
@@ -512,9 +522,15 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-def _make_environment(
+def make_environment(
     uv: Uv, base: Path, folder: Path, name: str, cancellation: Cancellation
 ) -> None:
+    """Make an environment in a folder, or give the one that is there this interpreter.
+
+    Raises
+    ------
+    InstallError, DiskSpaceError, UvError
+    """
     completed = uv.run(
         [
             "venv",
@@ -531,7 +547,7 @@ def _make_environment(
         raise explain(completed, subject="an environment")
 
 
-def _furnish(
+def furnish(
     uv: Uv,
     python: Path,
     *,
@@ -603,7 +619,7 @@ def _display_name(name: str, plan: Plan) -> str:
     return f"{name} (torch {torch}, {plan.backend.label})"
 
 
-def _describe(python: Path, cancellation: Cancellation) -> dict[str, Any]:
+def describe_kernel(python: Path, cancellation: Cancellation) -> dict[str, Any]:
     """Ask the new environment how its kernel is started.
 
     Raises
@@ -633,14 +649,49 @@ def _describe(python: Path, cancellation: Cancellation) -> dict[str, Any]:
 
 
 def _offer(kernel: OwnKernel, described: Mapping[str, Any], *, is_new: bool) -> None:
-    """Write the kernelspec, in one step."""
+    try:
+        offer_kernel(
+            kernel.specification,
+            described,
+            display_name=kernel.display_name,
+            environment=kernel.environment,
+            is_new=is_new,
+        )
+    except FileExistsError:
+        raise TargetError(
+            f"There is a kernel `{kernel.name}` since a moment ago", hint="take another name"
+        ) from None
+
+
+def offer_kernel(
+    folder: Path,
+    described: Mapping[str, Any],
+    *,
+    display_name: str,
+    environment: Path,
+    is_new: bool,
+) -> None:
+    """Write the kernelspec, in one step.
+
+    Parameters
+    ----------
+    described
+        What the environment says of its kernel.
+    is_new
+        Whether nothing is to be there yet.
+
+    Raises
+    ------
+    FileExistsError
+        Something is there by now.
+    OSError
+    """
     specification = dict(described["specification"])
-    specification["display_name"] = kernel.display_name
+    specification["display_name"] = display_name
     specification["metadata"] = {
         **specification.get("metadata", {}),
-        _OURS: {"environment": str(kernel.environment)},
+        _OURS: {"environment": str(environment)},
     }
-    folder = kernel.specification
     folder.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(specification, indent=1)
     if not is_new:
@@ -659,9 +710,7 @@ def _offer(kernel: OwnKernel, described: Mapping[str, Any], *, is_new: bool) -> 
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES):
                 raise
-            raise TargetError(
-                f"There is a kernel `{kernel.name}` since a moment ago", hint="take another name"
-            ) from None
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder)) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -781,7 +830,7 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _python_in(folder: Path) -> Path:
+def python_in(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 

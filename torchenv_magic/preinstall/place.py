@@ -146,8 +146,11 @@ def interpreter_in(prefix: Path) -> Path:
 
 
 def jupyter_folder(prefix: Path) -> Path:
-    """Return the folder of an environment in which Jupyter looks for kernels."""
-    return prefix / "share" / "jupyter"
+    """Return the folder of an environment in which Jupyter finds its kernel, and nothing else.
+
+    Not `share/jupyter`: what the environment's packages put there would hide the server's own.
+    """
+    return prefix / "share" / "torchenv" / "jupyter"
 
 
 # ----------------------------------------------------------------------------------- what is here

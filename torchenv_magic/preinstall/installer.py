@@ -1,0 +1,370 @@
+"""The installer beside a server: a process of its own that makes what was wished for come true.
+
+It reads its order from standard input, tells how it stands in the record that all who wait read,
+and ends in words whatever happens. Killed at any point it leaves what the next one finds: a record
+of a process that is gone, and no stamp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from torchenv_magic import __version__
+from torchenv_magic.builds.catalog import load_catalog
+from torchenv_magic.demand import parse_requirement
+from torchenv_magic.environment import Environment, family, read_environment, shown_path
+from torchenv_magic.errors import (
+    BusyError,
+    InstallCancelled,
+    TargetError,
+    TorchEnvError,
+)
+from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
+from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+from torchenv_magic.installation.progress import OnEvent
+from torchenv_magic.installation.settings import Sites, read_sites
+from torchenv_magic.installation.uv import Cancellation
+from torchenv_magic.installation.waiting import holding
+from torchenv_magic.preinstall.home import offer_to_user, prepare
+from torchenv_magic.preinstall.place import (
+    HUB_VARIABLE,
+    KERNEL_NAME,
+    KERNEL_TITLE,
+    Place,
+    identity_of,
+)
+from torchenv_magic.preinstall.report import Report
+from torchenv_magic.preinstall.stamp import (
+    Stamp,
+    circumstances,
+    files_of,
+    holds,
+    read_stamp,
+    remove_stamp,
+    write_stamp,
+)
+from torchenv_magic.preinstall.wish import Wish
+from torchenv_magic.selection import Request, parse_backend
+from torchenv_magic.state import make_state_directory
+from torchenv_magic.status import Status, read_status
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "torchenv preinstall"
+_LONGEST_ORDER = 1_000_000
+_MOST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be done, as whoever began it has written."""
+
+    directory: Path
+    place: Place
+    wish: Wish
+    notice: str = ""
+    since: str = ""
+    offers_kernel: bool = False
+
+
+def main() -> int:
+    """Carry out the order that stands on standard input; return 0 where all is there."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
+    )
+    try:
+        order = _read_order(sys.stdin.buffer.read(_LONGEST_ORDER))
+    except (ValueError, LookupError, TypeError) as error:
+        # Who began it has died in that very moment.
+        logger.info("no order: %r", error)
+        return 1
+    _stand_back()
+    report = Report(
+        order.directory, target=order.place.prefix, since=order.since, notice=order.notice
+    )
+    try:
+        with _stoppable() as cancellation:
+            _carry_out(order, report, cancellation)
+    except InstallCancelled:
+        report.fail("The install was stopped from outside", "the next start of the server goes on")
+    except TorchEnvError as error:
+        report.fail(error.message, error.hint, error.detail)
+    except OSError as error:
+        logger.exception("failed")
+        place = f"`{error.filename}`: " if error.filename else ""
+        report.fail(
+            f"PyTorch was not installed: {place}{error.strerror or error}",
+            "free some space, or see who may write there; the next start tries again",
+        )
+    except Exception as error:
+        logger.exception("failed")
+        report.fail(
+            f"PyTorch was not installed, by a fault of torchenv_magic: {type(error).__name__}",
+            f"its log is {order.directory / 'install.log'}; `%torchenv install` tries again",
+        )
+    else:
+        return 0
+    return 1
+
+
+def _read_order(content: bytes) -> Order:
+    data: dict[str, Any] = json.loads(content)
+    return Order(
+        directory=Path(data["directory"]),
+        place=Place(prefix=Path(data["prefix"]), is_own=data["is_own"], is_ours=data["is_ours"]),
+        wish=Wish(backend=data["backend"], requirements=tuple(data["requirements"])),
+        notice=data["notice"],
+        since=data["since"],
+        offers_kernel=data["offers_kernel"],
+    )
+
+
+def _stand_back() -> None:
+    """Let the server, which a person waits for, have the machine first."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):
+        os.nice(19)
+    if sys.platform != "linux":
+        return
+    # Where memory runs out, it is not the server that has to go.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    if (program := shutil.which("ionice")) is not None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(
+                [program, "--class", "3", "--pid", str(os.getpid())],
+                capture_output=True,
+                timeout=5,
+                check=False,
+            )
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Cancellation]:
+    """Turn a polite end from outside into a wish that puts everything back first."""
+    cancellation = Cancellation()
+
+    def stop(_number: int, _frame: object) -> None:
+        # In a thread of its own: the interrupted code may hold the very lock that this takes.
+        threading.Thread(target=cancellation.cancel, name="torchenv-stop").start()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+    yield cancellation
+
+
+# ------------------------------------------------------------------------------------- the errand
+
+
+def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None:
+    place = order.place
+    request = _request(order.wish)
+    with _gate(place.prefix, report, cancellation) as tell:
+        stamp = read_stamp(place.prefix)
+        if stamp is not None and holds(stamp, _circumstances(order)):
+            # Somebody who was here before has done all of it.
+            _tell_of(stamp, order, report)
+            return
+        remove_stamp(place.prefix)
+        if not place.is_own and (there := _there_already(request)) is not None:
+            environment, backend, kernel = there.environment, str(there.installed_backend), ""
+            logger.info("the server's own environment has what is wished for")
+        else:
+            environment, backend = _bring(order, request, report, tell, cancellation)
+            kernel = "" if place.is_own else KERNEL_NAME
+        stamp = Stamp(
+            circumstances=_circumstances(order),
+            target=str(environment.prefix),
+            kernel=kernel,
+            kernel_title=KERNEL_TITLE if kernel else "",
+            backend=backend,
+            torch=_version(environment),
+            files=files_of(_metadata(environment, request)),
+        )
+        make_state_directory(place.prefix)
+        write_stamp(place.prefix, stamp)
+        _tell_of(stamp, order, report)
+
+
+def _request(wish: Wish) -> Request:
+    """Return what is asked for: by a configuration or a form, and by nobody who typed it here.
+
+    Raises
+    ------
+    RequestError
+    """
+    for text in wish.requirements:
+        parse_requirement(text, trusted=False)
+    return Request(
+        backend=parse_backend(wish.backend, load_catalog()), requirements=wish.requirements
+    )
+
+
+def _circumstances(order: Order) -> dict[str, Any]:
+    return circumstances(order.wish, order.place, os.environ, version=__version__)
+
+
+@contextlib.contextmanager
+def _gate(prefix: Path, report: Report, cancellation: Cancellation) -> Iterator[OnEvent]:
+    """Let one preinstall of an environment work at a time; who waits hears what the other does.
+
+    A lock beside the environment's own, which each of its installs takes and which an environment
+    that is yet to be made has nobody to ask for.
+
+    Raises
+    ------
+    TargetError
+    """
+    try:
+        prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = make_state_directory(prefix) / "preinstall"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise TargetError(
+            f"`{shown_path(Path(error.filename or prefix))}` can't be written: {error.strerror}",
+            hint="free some space, or see who may write there; the next start tries again",
+        ) from error
+    here = replace(read_environment(None), prefix=folder)
+    with holding(
+        here, command=COMMAND, on_event=report, cancellation=cancellation, wait=True
+    ) as hold:
+        yield hold.tell
+
+
+def _there_already(request: Request) -> Status | None:
+    """Return how the server's own environment stands, where it has what is wished for already.
+
+    An image may have come with it, or an admin have installed it for all: then nobody needs an
+    environment of their own.
+    """
+    environment = read_environment(None)
+    hub = os.environ.get(HUB_VARIABLE)
+    if environment.installed("torch") is None or (hub and identity_of(environment.prefix) == hub):
+        return None
+    status = read_status(request)
+    backend = status.selection.backend or request.backend
+    if backend is None or status.installed_backend != backend:
+        return None
+    question = ask(request, status.environment, backend)
+    return status if looks_satisfied(question, status.environment) else None
+
+
+def _bring(
+    order: Order, request: Request, report: Report, tell: OnEvent, cancellation: Cancellation
+) -> tuple[Environment, str]:
+    """Install what is wished for; return the environment as it is then, and the build's name."""
+    place = order.place
+    # An environment that is kept by us has no settings of its own: the server's hold there.
+    settings = Path(sys.prefix) if place.is_ours else place.prefix
+    sites = read_sites(prefix=settings)
+    if place.is_own:
+        python = None
+    else:
+        python = prepare(place, sites=sites, tell=tell, cancellation=cancellation)
+        report.know(kernel=KERNEL_NAME, kernel_title=KERNEL_TITLE)
+    plan = _install(
+        request, python, sites=sites, report=report, tell=tell, cancellation=cancellation
+    )
+    return read_environment(python), str(plan.backend)
+
+
+def _install(
+    request: Request,
+    python: Path | None,
+    *,
+    sites: Sites,
+    report: Report,
+    tell: OnEvent,
+    cancellation: Cancellation,
+) -> Plan:
+    rounds = 0
+    while True:
+        rounds += 1
+        status = read_status(request, python=python, refresh="stale", index_base=sites.index_base)
+        for text in filter(None, (status.recovered, status.unrepaired, *status.warnings)):
+            logger.info("%s", text)
+        plan = _plan(status, request, sites, tell, cancellation)
+        report.know(backend=str(plan.backend))
+        plan.check_consent()
+        logger.info("%s", plan)
+        try:
+            install_plan(plan, command=COMMAND, on_event=tell, cancellation=cancellation, wait=True)
+        except BusyError:
+            # Where another install began or ended meanwhile, this one plans anew, but not for ever.
+            if rounds == _MOST_ROUNDS:
+                raise
+        else:
+            return plan
+
+
+def _plan(
+    status: Status, request: Request, sites: Sites, tell: OnEvent, cancellation: Cancellation
+) -> Plan:
+    try:
+        return make_plan(
+            status.selection,
+            status.environment,
+            request,
+            sites=sites,
+            on_event=tell,
+            cancellation=cancellation,
+        )
+    except IndexUnreachableError as error:
+        # A folder of wheels that pip's or uv's settings name is meant for that. PyPI is not: its
+        # build is another one on most machines, and nobody is there to be asked.
+        for plan in error.offers:
+            if plan.source.kind == "folder":
+                logger.info("%s. Used: %s", error.message, plan.source)
+                return plan
+        raise
+
+
+# ----------------------------------------------------------------------------------------- the end
+
+
+def _tell_of(stamp: Stamp, order: Order, report: Report) -> None:
+    if order.offers_kernel and stamp.kernel:
+        offer_to_user(Path(stamp.target))
+    report.know(
+        target=stamp.target,
+        kernel=stamp.kernel,
+        kernel_title=stamp.kernel_title,
+        backend=stamp.backend,
+        torch=stamp.torch,
+    )
+    report.done(f"PyTorch {stamp.torch} is there")
+
+
+def _version(environment: Environment) -> str:
+    torch = environment.installed("torch")
+    return torch.version if torch else ""
+
+
+def _metadata(environment: Environment, request: Request) -> list[Path]:
+    """Return the folders that tell whether what was installed is still as it was."""
+    asked = (canonicalize_name(parse_requirement(text).name) for text in request.requirements)
+    wanted = {*asked, *(package.name for package in family(environment))}
+    return [
+        package.metadata_directory
+        for package in environment.packages
+        if package.name in wanted and package.metadata_directory is not None
+    ]
