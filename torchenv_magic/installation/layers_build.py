@@ -9,6 +9,7 @@ made of it that imports PyTorch. The manifest is the last file that is written.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -34,7 +35,7 @@ from packaging.requirements import Requirement
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, read_environment, run_interpreter, shown_path
-from torchenv_magic.errors import DiskSpaceError, InstallError, TargetError
+from torchenv_magic.errors import DiskSpaceError, InstallError, PlanError, TargetError, UvError
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.footprint import metadata_directories
 from torchenv_magic.installation.layers import attach_new
@@ -49,9 +50,15 @@ from torchenv_magic.installation.layers_record import (
 )
 from torchenv_magic.installation.layers_trust import path_problem, tree_problem
 from torchenv_magic.installation.own_wheel import wheel_of
+from torchenv_magic.installation.plan import Source
 from torchenv_magic.installation.progress import Event, OnEvent, format_bytes, guarded
 from torchenv_magic.installation.settings import Sites
-from torchenv_magic.installation.sources import index_source, source_environment, wheel_folders
+from torchenv_magic.installation.sources import (
+    index_source,
+    source_environment,
+    wheel_folders,
+    wheels_in,
+)
 from torchenv_magic.installation.uv import Cancellation, Completed, Lines, Uv, find_uv
 from torchenv_magic.installation.wheelhouse import check_builds, lock_wheels, read_wheels
 from torchenv_magic.selection import Request
@@ -192,24 +199,29 @@ def _fill(
     cancellation: Cancellation,
 ) -> None:
     """Install what the layer has into its stage, by uv, from a lock with hashes."""
-    source = index_source(backend, sites)
+    source, pins = _source(request, backend, environment, sites, exclusion)
     needed = [text for text in distribution.requires or () if not _is_extra(text)]
     everything = replace(
-        request, requirements=tuple(dict.fromkeys([*request.requirements, *_BESIDES, *needed]))
+        request,
+        requirements=tuple(dict.fromkeys([*request.requirements, *pins, *_BESIDES, *needed])),
     )
     folders = [*sites.find_links, *map(str, wheel_folders())]
     sites = replace(sites, find_links=tuple(dict.fromkeys(folders)))
     tell(Event(phase="resolve", message=f"Asking {source} what is needed"))
     python = environment.interpreter.executable
-    lock = lock_wheels(
-        everything,
-        backend,
+    lock = _lock(
         source,
-        sites,
-        python=python,
-        exclusion=exclusion,
-        tell=tell,
-        cancellation=cancellation,
+        lambda options: lock_wheels(
+            everything,
+            backend,
+            source,
+            sites,
+            python=python,
+            exclusion=exclusion,
+            options=options,
+            tell=tell,
+            cancellation=cancellation,
+        ),
     )
     wheels = read_wheels(lock)
     check_builds(wheels, backend, source)
@@ -247,6 +259,37 @@ def _fill(
         )
         if completed.returncode != 0:
             raise explain(completed, subject="torchenv_magic")
+
+
+def _source(
+    request: Request,
+    backend: Backend,
+    environment: Environment,
+    sites: Sites,
+    exclusion: str | None,
+) -> tuple[Source, tuple[str, ...]]:
+    """Return where PyTorch comes from, and the versions that are there where it is a folder."""
+    for folder in sites.find_links:
+        offer = wheels_in(
+            Path(folder), request, backend, environment.interpreter, exclusion=exclusion
+        )
+        if offer is not None and not offer.missing:
+            source = Source(
+                kind="folder",
+                location=folder,
+                origin=sites.find_links_origin,
+                also=tuple(other for other in sites.find_links if other != folder),
+            )
+            return source, tuple(f"{name}=={version}" for name, version in offer.pins)
+    return index_source(backend, sites), ()
+
+
+def _lock(source: Source, lock: Callable[[list[str]], str]) -> str:
+    if source.kind == "folder":
+        # A folder that was filled for this has all of it, and an image may be built offline.
+        with contextlib.suppress(PlanError, UvError):
+            return lock(["--offline", "--no-index"])
+    return lock([])
 
 
 def _installing(

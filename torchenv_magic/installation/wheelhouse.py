@@ -228,6 +228,7 @@ def lock_wheels(
     python_version: str | None = None,
     platform: str | None = None,
     exclusion: str | None,
+    options: Sequence[str] = (),
     tell: OnEvent,
     cancellation: Cancellation,
 ) -> str:
@@ -237,6 +238,8 @@ def lock_wheels(
     ----------
     python
         The interpreter that they are for; None for the one that runs this.
+    options
+        Further ones for uv, such as `--offline`.
 
     Raises
     ------
@@ -260,6 +263,7 @@ def lock_wheels(
             "--format=pylock.toml",
             *source_arguments(source, backend),
             *(f"--find-links={folder}" for folder in sites.find_links),
+            *options,
         ],
         environ=source_environment(source, os.environ),
         stdin="\n".join([*request.requirements, *([exclusion] if exclusion else [])]),
