@@ -6,17 +6,21 @@ by whoever comes next where its making came to no end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchenv_magic import __version__
 from torchenv_magic.environment import Environment, read_environment, shown_path
 from torchenv_magic.errors import InstallCancelled, InstallError, TargetError
+from torchenv_magic.installation.layers import Layer, attach_new
 from torchenv_magic.installation.new_kernel import (
     describe_kernel,
     environment_of,
@@ -32,15 +36,34 @@ from torchenv_magic.installation.uv import Cancellation, find_uv
 from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, Place, jupyter_folder
 from torchenv_magic.state import make_state_directory
 
-__all__ = ["offer_to_user", "prepare"]
+__all__ = ["COMMAND", "Prepared", "offer_to_user", "prepare"]
 
 logger = logging.getLogger(__name__)
 
+COMMAND = "torchenv preinstall"
+"""What the history says of who installed."""
 _MARKER = "furnished.json"
+_ASIDE = ".removed-"
 
 
-def prepare(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellation) -> Path:
-    """Return the interpreter of an environment with a kernel, which is made or mended first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An environment that has a kernel."""
+
+    python: Path
+    has_layer: bool = False
+    """Whether it was made of a layer just now, and has all that was wished for."""
+
+
+def prepare(
+    place: Place, *, layer: Layer | None, sites: Sites, tell: OnEvent, cancellation: Cancellation
+) -> Prepared:
+    """Return an environment with a kernel, which is made or mended first.
+
+    Parameters
+    ----------
+    layer
+        What a new environment takes its packages from.
 
     Raises
     ------
@@ -49,11 +72,15 @@ def prepare(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancella
     InstallError, SourceError, DiskSpaceError, UvError, InstallCancelled
     """
     python = python_in(place.prefix)
-    if not python.exists() and not _is_ours(place) and not _is_empty(place.prefix):
+    if place.is_ours:
+        _sweep(place.prefix)
+    elif not python.exists() and not _is_ours(place) and not _is_empty(place.prefix):
         raise TargetError(
             f"`{shown_path(place.prefix)}` is no virtual environment",
             hint="name one by `--env`, or a folder that is empty or not there yet",
         )
+    if layer is not None and _take(place, layer, tell):
+        return Prepared(python=python, has_layer=True)
     try:
         _mend(place, sites=sites, tell=tell, cancellation=cancellation)
     except InstallCancelled:
@@ -63,14 +90,42 @@ def prepare(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancella
         if not _is_ours(place):
             raise
         logger.info("%s is made anew: %s", place.prefix, error.message)
-        _clear(place.prefix)
+        _clear(place)
+        if layer is not None and _take(place, layer, tell):
+            return Prepared(python=python, has_layer=True)
         _mend(place, sites=sites, tell=tell, cancellation=cancellation)
-    return python
+    return Prepared(python=python)
+
+
+def _take(place: Place, layer: Layer, tell: OnEvent) -> bool:
+    """Make the environment of a layer, in a moment; return whether that could be done."""
+    if not place.is_ours or (place.prefix.exists() and not _is_empty(place.prefix)):
+        return False
+    tell(Event(phase="switch", message=f"Taking PyTorch from {shown_path(layer.directory)}"))
+    try:
+        _clear(place)
+        python = attach_new(layer, place.prefix, Path(sys.executable), command=COMMAND)
+    except (TargetError, InstallError) as error:
+        logger.info("no environment of the layer %s: %s", layer.directory, error.message)
+        return False
+    described = {
+        # A layer was proven as it was built: to ask its kernel takes longer than all the rest.
+        "specification": {
+            "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "language": "python",
+            "metadata": {"debugger": True},
+        },
+        "resources": str(place.prefix / layer.site / "ipykernel" / "resources"),
+    }
+    _offer(place, described)
+    _note(place, {"made": True, "version": __version__, "python": sys.version.split()[0]})
+    return True
 
 
 def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellation) -> None:
     """Make what is missing of the environment, its kernel, and what tells Jupyter of it."""
     python = python_in(place.prefix)
+    place.prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not python.exists():
         if _is_ours(place) or _is_empty(place.prefix):
             _note(place, {**_noted(place), "made": True})
@@ -81,13 +136,20 @@ def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellati
     noted = _noted(place)
     if noted.get("made") and "version" not in noted and environment.packages:
         raise InstallError("An earlier install was ended as it made this environment")
-    specification = jupyter_folder(place.prefix) / "kernels" / KERNEL_NAME
-    is_offered = environment_of(specification) == place.prefix
     done = {"version": __version__, "python": environment.interpreter.version}
-    if is_offered and noted.items() >= done.items() and _has_kernel(environment):
-        return
+    is_offered = environment_of(_specification(place)) == place.prefix
+    if is_offered and noted.items() >= done.items():
+        if _has_kernel(environment):
+            return
+        raise InstallError("Files of its kernel are gone")
     furnish(find_uv(), python, sites=sites, tell=tell, cancellation=cancellation)
-    described = describe_kernel(python, cancellation)
+    _offer(place, describe_kernel(python, cancellation))
+    _note(place, {**noted, **done})
+
+
+def _offer(place: Place, described: Mapping[str, Any]) -> None:
+    specification = _specification(place)
+    is_offered = environment_of(specification) == place.prefix
     if not is_offered and os.path.lexists(specification):
         _remove(specification)
     offer_kernel(
@@ -97,12 +159,19 @@ def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellati
         environment=place.prefix,
         is_new=not is_offered,
     )
-    _note(place, {**noted, **done})
+
+
+def _specification(place: Place) -> Path:
+    return jupyter_folder(place.prefix) / "kernels" / KERNEL_NAME
 
 
 def _has_kernel(environment: Environment) -> bool:
+    """Whether a kernel is there, with its files: those of a layer may have gone with an image."""
     found = [environment.installed(name) for name in ("ipykernel", "torchenv-magic")]
-    return all(package is not None and package.complete for package in found)
+    modules = [environment.site_packages / name for name in ("ipykernel", "torchenv_magic")]
+    return all(package is not None and package.complete for package in found) and all(
+        (module / "__init__.py").exists() for module in modules
+    )
 
 
 def _is_ours(place: Place) -> bool:
@@ -128,15 +197,29 @@ def _is_empty(folder: Path) -> bool:
     return all(path.name == ".torchenv" for path in folder.iterdir())
 
 
-def _clear(prefix: Path) -> None:
+def _clear(place: Place) -> None:
     """Remove all of an environment but what locks it."""
-    for path in sorted(prefix.iterdir()):
+    if place.is_ours:
+        # Aside in one step, so that it is never there half.
+        aside = place.prefix.with_name(f".{place.prefix.name}{_ASIDE}{os.urandom(4).hex()}")
+        with contextlib.suppress(FileNotFoundError):
+            place.prefix.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        return
+    for path in sorted(place.prefix.iterdir()):
         if path.name == ".torchenv":
             for kept in sorted(path.iterdir()):
                 if kept.name != "preinstall":
                     _remove(kept)
         else:
             _remove(path)
+
+
+def _sweep(prefix: Path) -> None:
+    """Remove what makers of this environment who were killed have left beside it."""
+    for left in prefix.parent.glob(f".{prefix.name}.*"):
+        logger.info("%s was left, and goes", left)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

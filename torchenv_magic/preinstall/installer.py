@@ -29,24 +29,32 @@ from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import Environment, family, read_environment, shown_path
 from torchenv_magic.errors import (
     BusyError,
+    ConflictError,
     InstallCancelled,
+    InstallError,
     TargetError,
     TorchEnvError,
 )
 from torchenv_magic.installation.install import install_plan
+from torchenv_magic.installation.layers import (
+    Layer,
+    Unusable,
+    attach,
+    choose_layer,
+    find_layers,
+)
 from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
 from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.installation.waiting import holding
-from torchenv_magic.preinstall.home import offer_to_user, prepare
+from torchenv_magic.interpreter import running_interpreter
+from torchenv_magic.preinstall.home import COMMAND, offer_to_user, prepare
 from torchenv_magic.preinstall.place import (
-    HUB_VARIABLE,
     KERNEL_NAME,
     KERNEL_TITLE,
     Place,
-    identity_of,
 )
 from torchenv_magic.preinstall.report import Report
 from torchenv_magic.preinstall.stamp import (
@@ -61,14 +69,14 @@ from torchenv_magic.preinstall.stamp import (
 from torchenv_magic.preinstall.wish import Wish
 from torchenv_magic.selection import Request, parse_backend
 from torchenv_magic.state import make_state_directory
-from torchenv_magic.status import Status, read_status
+from torchenv_magic.status import Status, read_selection, read_status
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-COMMAND = "torchenv preinstall"
 _LONGEST_ORDER = 1_000_000
+_LAYERS = "TORCHENV_LAYERS"
 _MOST_ROUNDS = 3
 
 
@@ -178,7 +186,7 @@ def _stoppable() -> Iterator[Cancellation]:
 def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None:
     place = order.place
     request = _request(order.wish)
-    with _gate(place.prefix, report, cancellation) as tell:
+    with _gate(place, report, cancellation) as tell:
         stamp = read_stamp(place.prefix)
         if stamp is not None and holds(stamp, _circumstances(order)):
             # Somebody who was here before has done all of it.
@@ -200,6 +208,7 @@ def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None
             torch=_version(environment),
             files=files_of(_metadata(environment, request)),
         )
+        place.prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_state_directory(place.prefix)
         write_stamp(place.prefix, stamp)
         _tell_of(stamp, order, report)
@@ -224,7 +233,7 @@ def _circumstances(order: Order) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _gate(prefix: Path, report: Report, cancellation: Cancellation) -> Iterator[OnEvent]:
+def _gate(place: Place, report: Report, cancellation: Cancellation) -> Iterator[OnEvent]:
     """Let one preinstall of an environment work at a time; who waits hears what the other does.
 
     A lock beside the environment's own, which each of its installs takes and which an environment
@@ -234,13 +243,19 @@ def _gate(prefix: Path, report: Report, cancellation: Cancellation) -> Iterator[
     ------
     TargetError
     """
+    prefix = place.prefix
     try:
-        prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = make_state_directory(prefix) / "preinstall"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if place.is_ours:
+            # Beside it: where it is made anew it is gone for a moment.
+            folder = prefix.with_name(f".{prefix.name}")
+        else:
+            prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = make_state_directory(prefix) / "preinstall"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        where = shown_path(Path(error.filename or prefix))
         raise TargetError(
-            f"`{shown_path(Path(error.filename or prefix))}` can't be written: {error.strerror}",
+            f"`{where}` can't be written: {error.strerror}",
             hint="free some space, or see who may write there; the next start tries again",
         ) from error
     here = replace(read_environment(None), prefix=folder)
@@ -257,8 +272,7 @@ def _there_already(request: Request) -> Status | None:
     environment of their own.
     """
     environment = read_environment(None)
-    hub = os.environ.get(HUB_VARIABLE)
-    if environment.installed("torch") is None or (hub and identity_of(environment.prefix) == hub):
+    if environment.installed("torch") is None:
         return None
     status = read_status(request)
     backend = status.selection.backend or request.backend
@@ -276,15 +290,57 @@ def _bring(
     # An environment that is kept by us has no settings of its own: the server's hold there.
     settings = Path(sys.prefix) if place.is_ours else place.prefix
     sites = read_sites(prefix=settings)
-    if place.is_own:
-        python = None
-    else:
-        python = prepare(place, sites=sites, tell=tell, cancellation=cancellation)
+    layer = _layer(request, report)
+    python = None
+    if not place.is_own:
+        prepared = prepare(place, layer=layer, sites=sites, tell=tell, cancellation=cancellation)
+        python = prepared.python
         report.know(kernel=KERNEL_NAME, kernel_title=KERNEL_TITLE)
+        if layer is not None and prepared.has_layer:
+            return read_environment(python), str(layer.backend)
+    if layer is not None:
+        _attach(layer, python, tell, cancellation)
     plan = _install(
         request, python, sites=sites, report=report, tell=tell, cancellation=cancellation
     )
     return read_environment(python), str(plan.backend)
+
+
+def _layer(request: Request, report: Report) -> Layer | None:
+    """Return the layer that fits, of those in the folders that an admin has named."""
+    folders = [Path(text) for text in os.environ.get(_LAYERS, "").split(os.pathsep) if text]
+    if not folders:
+        return None
+    layers = find_layers(folders)
+    choice = choose_layer(
+        layers, read_selection(request), running_interpreter(), request.requirements
+    )
+    for reason in choice.reasons:
+        logger.info("%s", reason)
+    for layer in layers:
+        if isinstance(layer, Unusable) and layer.untrusted:
+            report.know(notice=f"The layer {layer.directory} is not taken: {layer.problem}")
+    return choice.layer
+
+
+def _attach(layer: Layer, python: Path | None, tell: OnEvent, cancellation: Cancellation) -> None:
+    """Let an environment that has no torch yet take it from the layer, where that can be."""
+    environment = read_environment(python)
+    if environment.installed("torch") is not None:
+        return
+    try:
+        attach(
+            layer,
+            environment,
+            command=COMMAND,
+            on_event=tell,
+            cancellation=cancellation,
+            wait=True,
+        )
+    except InstallCancelled:
+        raise
+    except (InstallError, TargetError, ConflictError) as error:
+        logger.info("the layer %s is not attached: %s", layer.directory, error.message)
 
 
 def _install(
@@ -363,8 +419,10 @@ def _metadata(environment: Environment, request: Request) -> list[Path]:
     """Return the folders that tell whether what was installed is still as it was."""
     asked = (canonicalize_name(parse_requirement(text).name) for text in request.requirements)
     wanted = {*asked, *(package.name for package in family(environment))}
-    return [
+    found = [
         package.metadata_directory
         for package in environment.packages
         if package.name in wanted and package.metadata_directory is not None
     ]
+    # Those of a layer may go with an image, while what tells of them stays.
+    return [*found, environment.site_packages / "torch" / "version.py"]

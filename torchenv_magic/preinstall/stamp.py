@@ -104,12 +104,13 @@ def holds(stamp: Stamp | None, now: Mapping[str, Any]) -> bool:
     return bool(stamp.files) and all(_file(path) == was for path, was in stamp.files.items())
 
 
-def files_of(folders: Iterable[Path]) -> dict[str, list[int]]:
-    """Return what tells that packages have changed, by the folders of their metadata."""
+def files_of(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Return what tells that packages have changed: by files, or folders of their metadata."""
     found = {}
-    for folder in folders:
-        for path in (folder, folder / "RECORD"):
-            found[str(path)] = _file(str(path))
+    for path in paths:
+        for file in (path, path / "RECORD"):
+            if size_and_time := _file(str(file)):
+                found[str(file)] = size_and_time
     return found
 
 
