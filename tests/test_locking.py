@@ -421,7 +421,7 @@ def test_hostile_progress_is_not_shown(environment: Environment) -> None:
         path = environment.prefix / ".torchenv" / "progress.json"
         for content in ("{", '{"phase": "x"}', '{"phase": "link", "message": "\\u001b[2J"}'):
             path.write_text(content, encoding="utf-8")
-            assert waiting._Relay(path, lambda _: None)._read() is None
+            assert waiting.read_progress(environment.prefix) is None
 
 
 def test_nobody_to_wait_for_changes_nothing(environment: Environment) -> None:

@@ -47,6 +47,8 @@ class Status:
     """What an interrupted install had left, if it had: one sentence."""
     unrepaired: str | None = None
     """Why what an install left, or is about to leave, was not touched: mostly one still runs."""
+    preinstall: str | None = None
+    """How what began with the Jupyter server stands, if anything did: one sentence."""
 
     @property
     def torch(self) -> str | None:
@@ -90,6 +92,8 @@ class Status:
             lines.append(f"{'repaired':<13}{self.recovered}")
         if self.unrepaired:
             lines.append(f"{'note':<13}{self.unrepaired}")
+        if self.preinstall:
+            lines.append(f"{'preinstall':<13}{self.preinstall}")
         return "\n".join(lines)
 
 

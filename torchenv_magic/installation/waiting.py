@@ -16,7 +16,7 @@ from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.serialization import from_json, to_json
 from torchenv_magic.state import read_state, state_directory, write_state
 
-__all__ = ["Hold", "holding", "wait_for_others"]
+__all__ = ["Hold", "holding", "read_progress", "wait_for_others"]
 
 _TELL_SECONDS = 0.5
 _LARGEST = 100_000
@@ -52,7 +52,7 @@ def holding(
     TargetError
         The environment can't be written.
     """
-    relay = _Relay(_path(environment), on_event)
+    relay = _Relay(environment.prefix, on_event)
 
     def on_busy(holder: Holder | None) -> None:
         cancellation.raise_if_requested()
@@ -61,7 +61,7 @@ def holding(
 
     seconds = float("inf") if wait else 0.0
     with locked(environment, command=command, wait_seconds=seconds, on_busy=on_busy) as check:
-        reporter = _Reporter(_path(environment), on_event)
+        reporter = _Reporter(_path(environment.prefix), on_event)
         reporter.end()  # what one that was killed has left
         try:
             yield Hold(reporter, check)
@@ -95,8 +95,18 @@ def wait_for_others(
         return waited
 
 
-def _path(environment: Environment) -> Path:
-    return state_directory(environment.prefix) / "progress.json"
+def read_progress(prefix: Path) -> Event | None:
+    """Return how far the install is that works on the environment at `prefix`, if one does."""
+    try:
+        event = from_json(Event, json.loads(read_state(_path(prefix), largest=_LARGEST)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    names = [name for name, _, _ in event.bytes.packages] if event.bytes else []
+    return event if all(text.isprintable() for text in [event.message, *names]) else None
+
+
+def _path(prefix: Path) -> Path:
+    return state_directory(prefix) / "progress.json"
 
 
 class _Reporter:
@@ -132,8 +142,8 @@ class _Reporter:
 class _Relay:
     """Tells what another is at, each time that it has something new."""
 
-    def __init__(self, path: Path, on_event: OnEvent) -> None:
-        self._path = path
+    def __init__(self, prefix: Path, on_event: OnEvent) -> None:
+        self._prefix = prefix
         self._on_event = on_event
         self._told: Event | None = None
 
@@ -141,7 +151,7 @@ class _Relay:
         """Tell it once more where it has changed."""
         who = str(holder) if holder else "Another install"
         who = who[0].upper() + who[1:]
-        theirs = self._read()
+        theirs = read_progress(self._prefix)
         doing = f": {theirs.message}" if theirs and theirs.message else ""
         event = Event(
             phase="wait",
@@ -152,11 +162,3 @@ class _Relay:
         if event != self._told:
             self._told = event
             self._on_event(event)
-
-    def _read(self) -> Event | None:
-        try:
-            event = from_json(Event, json.loads(read_state(self._path, largest=_LARGEST)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return None
-        names = [name for name, _, _ in event.bytes.packages] if event.bytes else []
-        return event if all(text.isprintable() for text in [event.message, *names]) else None

@@ -43,6 +43,8 @@ class JobState:
     bytes: Bytes | None = None
     count: tuple[int, int] | None = None
     """(done, all) of the packages that are ready, or linked."""
+    fraction: float | None = None
+    """How far it is, from 0 to 1, where nothing is told in bytes or packages."""
     log: tuple[str, ...] = ()
     plan: Plan | None = None
     result: Result | None = None

@@ -52,6 +52,7 @@ from torchenv_magic.notebook.restart import (
     colab_restart_button,
     how_to_choose,
 )
+from torchenv_magic.notebook.server_preinstall import read_preinstall
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
@@ -125,7 +126,9 @@ def _look(words: Words) -> Status:
 
 
 def _status(shell: InteractiveShell, words: Words) -> Status:  # noqa: ARG001
-    return _look(words)
+    status = _look(words)
+    preinstall = read_preinstall()
+    return replace(status, preinstall=preinstall.sentence) if preinstall else status
 
 
 def _list(shell: InteractiveShell, words: Words) -> Selection:  # noqa: ARG001

@@ -10,12 +10,14 @@ again, the same one is shown: it finds the install that runs, and there are neve
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -59,6 +61,7 @@ from torchenv_magic.notebook.restart import (
     how_to_choose,
     how_to_restart,
 )
+from torchenv_magic.notebook.server_preinstall import JoinJob, Preinstall, read_preinstall
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Request
@@ -72,9 +75,10 @@ __all__ = ["Picker", "open_picker"]
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["plan", "verify", "install", "make", "undo"]
-"""What a click is for. `verify` is a plan that is expected to have nothing to do; `make` makes a
-kernel of one's own, `undo` undoes the last install."""
+Purpose = Literal["plan", "verify", "install", "make", "undo", "join"]
+"""What a job is for: a click, but for `join`, which waits for what began with the server. `verify`
+is a plan that is expected to have nothing to do; `make` makes a kernel of one's own, `undo` undoes
+the last install."""
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
@@ -120,6 +124,8 @@ class Picker:
         self._filling = False
         self._by_hand = False
         self._named = False
+        self._by_themselves = False
+        """Whether the person goes their own way, and waits for nothing that began before."""
         self._kernel: OwnKernel | None = None
         self._looked_back_at: Environment | None = None
         self._built = threading.Event()
@@ -225,7 +231,9 @@ class Picker:
         except Exception as exception:  # noqa: BLE001  (a thread's exception would reach nobody)
             self._set(error=expected(exception))
             return
+        preinstall = read_preinstall()
         with self._drawing:
+            self._model = replace(self._model, preinstall=preinstall)
             shown_without = bool(self._displays) and self.status is None
             if self.state in ("cancelled", "failed", "offered"):
                 # It was opened again to see how the install ended.
@@ -303,6 +311,8 @@ class Picker:
 
     def _rest(self) -> None:
         """Wait for the next click, in the state that the fields and the environment are in."""
+        if self._looks_at_preinstall():
+            return
         error = obstacle(self.status) if self.status is not None else None
         if error is not None:
             self._set(state=self._blocked(error), error=error)
@@ -314,6 +324,42 @@ class Picker:
                 error=None,
                 **self._costs(),
             )
+
+    def _looks_at_preinstall(self) -> bool:
+        """Go on with what began with the server, where there is nothing better to do."""
+        preinstall, status = self._model.preinstall, self.status
+        if self._by_themselves or preinstall is None or status is None:
+            return False
+        if not preinstall.concerns(status):
+            return False
+        self._set(how_to_choose=self._how_to_choose(preinstall), error=None)
+        if preinstall.stage != "running":
+            self._set(state="elsewhere")
+            return True
+        self._stopping = False
+        self._remember_packages(status)
+        self.job = JoinJob(
+            status,
+            preinstall,
+            on_change=self._on_progress,
+            on_end=lambda job: self._on_end(job, "join"),
+        )
+        self._set(state=_state_of(self.job), job=self.job.state)
+        self.job.start()
+        return True
+
+    def _how_to_choose(self, preinstall: Preinstall) -> str:
+        """Return how a person takes that kernel where the notebook can't be given it from here."""
+        kind = self._front_end.kind
+        record = preinstall.record
+        if kind == "jupyter" or not record.kernel:
+            return ""
+        title = record.kernel_title or record.kernel
+        return how_to_choose(kind, name=record.kernel, display_name=title)
+
+    def _remember_packages(self, status: Status) -> None:
+        packages = status.environment.packages
+        self._before = {package.name: package.version for package in packages}
 
     def _look_back(self) -> None:
         """Find out what the last install can be undone to, once for each look at what is there."""
@@ -455,7 +501,9 @@ class Picker:
             self._rest()
 
     def _on_primary(self) -> None:
-        if self.state == "nothing to do":
+        if self.state == "elsewhere":
+            self._use_elsewhere()
+        elif self.state == "nothing to do":
             self._begin("verify")
         elif self.state == "offered" and isinstance(self._model.error, IndexUnreachableError):
             offer = self._model.error.offers[0]
@@ -480,7 +528,11 @@ class Picker:
             self._say_how_to_choose()
 
     def _on_secondary(self) -> None:
-        if self.state == "not yours":
+        if self.state == "preinstalling" and self.job is not None:
+            self.job.cancel()
+        elif self.state == "elsewhere":
+            self._go_their_way()
+        elif self.state == "not yours":
             self._verify("")
         elif self.state in EDITABLE:
             self._begin("plan")
@@ -506,13 +558,13 @@ class Picker:
             if self.job is not None or status is None:
                 return
             self._filled = ()  # a second look that ends from here on redraws nothing
+            self._by_themselves = True
             if plan is not None:
                 request = plan.request
             else:
                 request = Request() if purpose == "undo" else self.request()
             self._session = read_session(self._shell)
-            packages = status.environment.packages
-            self._before = {package.name: package.version for package in packages}
+            self._remember_packages(status)
             self._stopping = False
             self._planned_at = time.monotonic() if purpose == "plan" else 0.0
             if purpose == "undo":
@@ -557,6 +609,8 @@ class Picker:
         self._redrawn = now
         with self._drawing:
             if self.job is job:
+                if isinstance(job, JoinJob):
+                    self._model = replace(self._model, preinstall=job.preinstall)
                 stage = _state_of(job)
                 self._set(state="stopping" if self._stopping else stage, job=job.state)
 
@@ -568,7 +622,9 @@ class Picker:
     def _finish(self, job: Job, purpose: Purpose) -> None:
         state = job.state
         self._interrupt.end()
-        if isinstance(state.error, ConsentError) and state.plan is not None:
+        if isinstance(job, JoinJob):
+            self._joined(job)
+        elif isinstance(state.error, ConsentError) and state.plan is not None:
             self._ask_consent(state.plan)
         elif state.cancelled and purpose == "make":
             self._fail(InstallCancelled("Cancelled; nothing of the kernel was kept"))
@@ -600,6 +656,54 @@ class Picker:
             self.job = None
             self._set(state="consenting", plan=plan, job=None, error=None)
             self._set(**self._costs())
+
+    # ------------------------------------------------------------- what began with the server
+
+    def _go_their_way(self) -> None:
+        """Offer what there is to choose, whatever began with the server."""
+        with self._drawing:
+            self.job = None
+            self._by_themselves = True
+            self._model = replace(self._model, job=None)
+            self._rest()
+
+    def _joined(self, job: JoinJob) -> None:
+        """Go on where the wait has ended: look anew at what is here now."""
+        if job.state.error is not None and not job.state.cancelled:
+            self._fail(job.state.error)
+            return
+        status = read_status()
+        with self._drawing:
+            self._model = replace(self._model, preinstall=job.preinstall, job=None)
+            if job.state.cancelled:
+                self._go_their_way()
+                return
+            # What the import system knows of the folders is from before.
+            importlib.invalidate_caches()
+            changed = self._changed_packages(status)
+            self.job = None
+            if not describe_session(self._shell, changed).must_restart:
+                self._fill(status)
+                return
+        # What this session has loaded was replaced under it.
+        self._installed("PyTorch was installed as the server started", changed)
+
+    def _use_elsewhere(self) -> None:
+        preinstall = self._model.preinstall
+        if preinstall is None or not preinstall.has_kernel:
+            return
+        record = preinstall.record
+        target = Path(record.target)
+        self._kernel = OwnKernel(
+            name=record.kernel,
+            display_name=record.kernel_title or record.kernel,
+            environment=target,
+            specification=target / "share" / "jupyter" / "kernels" / record.kernel,
+        )
+        self._session = read_session(self._shell)
+        self._set(state="restarting", lead=str(preinstall), switches=True)
+        # A cell that runs now may hold more when it ends.
+        self._restart.between_cells(self._guarded(self._weigh_switch))
 
     # -------------------------------------------------------------------- a kernel of one's own
 
@@ -652,16 +756,19 @@ class Picker:
 
     def _found(self, words: str) -> None:
         """Go on where nothing was to do: mostly because another process's install had done it."""
-        packages = self.status.environment.packages if self.status is not None else ()
-        now = {package.name: package.version for package in packages}
-        names = sorted(
-            name for name in {*now, *self._before} if now.get(name) != self._before.get(name)
-        )
+        names = self._changed_packages(self.status) if self.status is not None else []
         if describe_session(self._shell, names).must_restart:
             # What this session has loaded was replaced under it.
             self._installed("Another install did what you asked for", names)
         else:
             self._verify(words)
+
+    def _changed_packages(self, status: Status) -> list[str]:
+        """Return the names of what is of another version now than before the wait."""
+        now = {package.name: package.version for package in status.environment.packages}
+        return sorted(
+            name for name in {*now, *self._before} if now.get(name) != self._before.get(name)
+        )
 
     def _installed(self, lead: str, changed: Sequence[str]) -> None:
         with self._drawing:
@@ -788,6 +895,8 @@ class Picker:
 
 
 def _state_of(job: Job) -> PickerState:
+    if isinstance(job, JoinJob):
+        return "preinstalling"
     if isinstance(job, KernelJob):
         return "making"
     return "undoing" if isinstance(job, UndoJob) else state_of_job(job.state)

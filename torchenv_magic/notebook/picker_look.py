@@ -34,6 +34,7 @@ from torchenv_magic.notebook.rendering import (
     title_html,
     words_html,
 )
+from torchenv_magic.notebook.server_preinstall import Preinstall
 from torchenv_magic.selection import Alternative
 from torchenv_magic.status import Status
 
@@ -60,6 +61,8 @@ PickerState = Literal[
     "nothing to do",
     "not possible",
     "not yours",
+    "preinstalling",
+    "elsewhere",
     "planning",
     "joining",
     "installing",
@@ -77,10 +80,11 @@ PickerState = Literal[
     "over",
 ]
 """`not yours`: nothing can be installed here, but a kernel of one's own can be made, which `making`
-does. `offered`: the index is away, and there is another place to install from. `consenting`: the
-plan changes packages that are no part of PyTorch. `asking`: all is installed, and the session holds
-what a restart would cost; `made`: the same of a new kernel, and of the switch to it. `over`:
-restarting, switching or verified; what came of it stands in the picker's place."""
+does. `preinstalling`: what began with the server is waited for; `elsewhere`: it has put PyTorch
+into another kernel. `offered`: the index is away, and there is another place to install from.
+`consenting`: the plan changes packages that are no part of PyTorch. `asking`: all is installed, and
+the session holds what a restart would cost; `made`: the same of a new kernel, and of the switch to
+it. `over`: restarting, switching or verified; what came of it stands in the picker's place."""
 
 TITLE = "PyTorch for this kernel"
 
@@ -93,6 +97,9 @@ MAKE = "Make a kernel of your own"
 KEEP = "Keep the session"
 STAY = "Switch later"
 SWITCH = "Switch to it now"
+USE = "Use that kernel in this notebook"
+LEAVE = "Stop waiting"
+CHOOSE = "Choose for yourself"
 LATER = "Restart later"
 RESTART = "Restart now"
 
@@ -111,6 +118,8 @@ _OF_YOUR_OWN = (
     "chosen above, and no others. Jupyter lists it, this notebook is given it, and nothing else "
     "is touched."
 )
+
+_REPAIRED_BY_INSTALL = "What it has left is set right by the next install, which begins anew."
 
 # A log of uv's is long: while it grows, its end is what tells where the install stands.
 _LOG_LINES = 12
@@ -138,6 +147,10 @@ class PickerModel:
     """What undoing the last install does, where it can be: `back to torch 2.12.0+cpu`."""
     asks_first: bool = False
     """Whether the session holds what took work, so that a restart is asked for."""
+    preinstall: Preinstall | None = None
+    """What began with the server, if anything did."""
+    how_to_choose: str = ""
+    """What a person presses for another kernel, where the notebook can't be given one from here."""
     switches: bool = False
     """Whether it is not a restart that ends this session, but a kernel of one's own."""
     may_keep: bool = False
@@ -148,7 +161,8 @@ class PickerModel:
 class Look:
     """What is on the screen: texts are HTML, and an empty one is not there."""
 
-    fields: Literal["hidden", "open", "closed"]
+    fields: Literal["hidden", "absent", "open", "closed"]
+    """Hidden with the buttons, or absent alone."""
     primary: str
     """The words on the first button."""
     works: bool
@@ -170,7 +184,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    fields: Literal["hidden", "open", "closed"] = "closed"
+    fields: Literal["hidden", "absent", "open", "closed"] = "closed"
     primary: str = ""
     works: bool = False
     secondary: str = ""
@@ -185,6 +199,8 @@ _ROWS: Mapping[PickerState, _Row] = {
     "nothing to do": _Row(fields="open", primary=VERIFY, works=True, secondary=PLAN, undoes=True),
     "not possible": _Row(primary=VERIFY, works=True),
     "not yours": _Row(fields="open", primary=MAKE, works=True, secondary=VERIFY, names=True),
+    "preinstalling": _Row(fields="absent", primary="Waiting…", secondary=LEAVE),
+    "elsewhere": _Row(fields="absent", primary=USE, works=True, secondary=CHOOSE),
     "planning": _Row(primary="Planning…", secondary=CANCEL),
     "joining": _Row(primary="Waiting…", secondary=CANCEL),
     "installing": _Row(primary="Installing…", secondary=CANCEL),
@@ -214,6 +230,7 @@ _TONES: Mapping[PickerState, str] = {
 
 EDITABLE = frozenset(state for state, row in _ROWS.items() if row.fields == "open")
 BUSY = frozenset(state for state, row in _ROWS.items() if row.secondary == CANCEL)
+_RUNNING = BUSY | {"preinstalling"}
 
 
 def look(model: PickerModel) -> Look:
@@ -221,7 +238,7 @@ def look(model: PickerModel) -> Look:
     row = _ROWS[model.state]
     if model.status is None and model.state != "over":
         row = _ROWS["detecting"]
-    job = model.job if model.state in BUSY else None
+    job = model.job if model.state in _RUNNING else None
     return Look(
         fields=row.fields,
         primary=_primary(row.primary, model),
@@ -329,6 +346,8 @@ def _primary(words: str, model: PickerModel) -> str:
             return f"{words} and restart kernel" if model.restarts else words
     if model.state == "asking":
         return KEEP if model.may_keep else LATER
+    if model.state == "elsewhere" and model.how_to_choose:
+        return ""
     if model.state == "not possible" and (model.status is None or model.status.torch is None):
         return ""
     if words == INSTALL:
@@ -353,6 +372,8 @@ def _install_words(model: PickerModel) -> str:
 def _secondary(words: str, model: PickerModel) -> str:
     # There may be nothing yet that could be verified.
     absent = model.status is None or model.status.torch is None
+    if words == LEAVE and model.preinstall is not None and not model.preinstall.here:
+        return CHOOSE
     return "" if words == VERIFY and absent else words
 
 
@@ -365,12 +386,60 @@ def _facts(model: PickerModel) -> str:
         return ""
     parts = [title_html(TITLE)]
     if model.status is not None:
-        parts.append(facts_html(status_rows(model.status)))
+        parts.append(facts_html([*status_rows(model.status), *_notice_rows(model)]))
+        parts.append(_failure_html(model.preinstall, model.status))
     elif model.error is not None:
         parts.append(_error_html(model.error, tone="warn"))
     else:
         parts.append("<p class='torchenv-quiet' role='status'>Looking at this machine…</p>")
     return _block(*parts)
+
+
+def _notice_rows(model: PickerModel) -> list[tuple[str, str]]:
+    """Return what there is to know of what began with the server, and stands nowhere else."""
+    preinstall = model.preinstall
+    if preinstall is None:
+        return []
+    texts = [preinstall.record.notice] if preinstall.record.notice else []
+    if model.state not in ("preinstalling", "elsewhere"):
+        if preinstall.stage == "running":
+            texts.append(f"{preinstall}.")
+            if preinstall.here:
+                texts[-1] += " What you install from here waits for that."
+        elif preinstall.has_kernel:
+            texts.append(f"{preinstall}.")
+    return [("Note", words_html(text)) for text in texts]
+
+
+def _failure_html(preinstall: Preinstall | None, status: Status) -> str:
+    """Return how what began with the server has failed; what a person can do stands below."""
+    if preinstall is None or not preinstall.has_failed(status):
+        return ""
+    words = f"<p class='torchenv-warn'>{words_html(f'{preinstall}.')}</p>"
+    hint = preinstall.record.hint
+    if preinstall.stage == "killed":
+        words += f"<p class='torchenv-quiet'>{_REPAIRED_BY_INSTALL}</p>"
+    elif hint:
+        words += f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>"
+    detail = log_html(preinstall.log, title="what was said about it")
+    return f"<div role='alert'>{words}</div>{detail}"
+
+
+def _preinstalled(model: PickerModel, preinstall: Preinstall) -> list[str]:
+    """Return what is said in the states that are about what began with the server."""
+    if preinstall.stage == "running":
+        first = f"PyTorch is being installed{preinstall.where}."
+        then = "That began as the server started, and goes on whether you wait or not."
+        if not preinstall.here:
+            then += " This notebook has another kernel; in the end it can be given that one."
+    else:
+        first = f"{preinstall}."
+        then = f"This notebook has another kernel, without PyTorch. {model.how_to_choose}".rstrip()
+        then += "." if model.how_to_choose else ""
+    return [
+        f"<p role='status'><strong>{words_html(first)}</strong></p>",
+        f"<p class='torchenv-quiet'>{words_html(then)}</p>",
+    ]
 
 
 def _said(model: PickerModel) -> str:
@@ -379,6 +448,8 @@ def _said(model: PickerModel) -> str:
     if model.state in ("asking", "made"):
         lead, words = words_html(model.lead), words_html(model.session)
         return _block(f"<div role='alert'><p><strong>{lead}.</strong> {words}</p></div>")
+    if model.state in ("preinstalling", "elsewhere") and model.preinstall is not None:
+        return _block(*_preinstalled(model, model.preinstall))
     if model.state == "not yours":
         return _block(*_not_yours(model))
     if model.error is not None and model.state in _TONES:
@@ -457,10 +528,15 @@ def _progress(model: PickerModel) -> str:
         lead = f"{words_html(model.lead)}. " if model.lead else ""
         return _block(f"<p role='status'>{lead}A process of its own computes with torch now.</p>")
     job = model.job
-    if model.state not in BUSY or job is None:
+    if model.state not in _RUNNING or job is None:
         return ""
     running = running_html(
-        job.message, progress=job.bytes, count=job.count, phase=job.phase, plan=job.plan
+        job.message,
+        progress=job.bytes,
+        count=job.count,
+        fraction=job.fraction,
+        phase=job.phase,
+        plan=job.plan,
     )
     return _block(running)
 

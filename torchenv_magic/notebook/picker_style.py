@@ -14,7 +14,9 @@ PICKER_STYLE = """<style>
   box-sizing: border-box; padding: 0.9rem 1.2rem 1.1rem; max-width: 46rem; gap: 0.8rem;
   container-type: inline-size;
 }
-.torchenv-picker .torchenv-absent, .torchenv-picker .widget-html:has(> .widget-html-content:empty) {
+/* Named twice: stronger than what lays the others out. */
+.torchenv-picker .torchenv-absent.torchenv-absent,
+.torchenv-picker .widget-html:has(> .widget-html-content:empty) {
   display: none;
 }
 .torchenv-picker .widget-html, .torchenv-picker .widget-html-content,

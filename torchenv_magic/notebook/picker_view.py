@@ -141,14 +141,17 @@ class PickerView:
         return switch
 
     @cached_property
+    def _packages(self) -> widgets.Box:
+        return self._row(self.vision, self.audio)
+
+    @cached_property
     def _fields(self) -> tuple[widgets.Widget, ...]:
         """Everything below the facts, in the order in which it is read."""
-        packages = self._row(self.vision, self.audio)
         self._buttons = self._row(self.primary, self.secondary)
         return (
             self.choice,
             self.others,
-            packages,
+            self._packages,
             self.version,
             self.more,
             self.said,
@@ -176,8 +179,12 @@ class PickerView:
         self.facts.value = look.facts
         if look.fields == "hidden":
             return
+        absent = look.fields == "absent"
+        _hide(self.choice, hidden=absent or not self.choice.options)
+        for part in (self.others, self._packages, self.version, self.more):
+            _hide(part, hidden=absent)
         for field in (self.choice, self.vision, self.audio, self.version, self.more):
-            field.disabled = look.fields == "closed"
+            field.disabled = look.fields != "open"
         _show(self.primary, words=look.primary)
         _show(self.secondary, words=look.secondary)
         self.primary.button_style = "primary" if look.works and not look.asks else ""

@@ -246,6 +246,8 @@ def status_rows(status: Status) -> list[tuple[str, str]]:
         rows.append(("Repaired", words_html(status.recovered)))
     if status.unrepaired:
         rows.append(("Note", words_html(status.unrepaired)))
+    if status.preinstall:
+        rows.append(("Preinstall", words_html(status.preinstall)))
     return rows
 
 
@@ -347,6 +349,7 @@ def running_html(
     *,
     progress: Bytes | None = None,
     count: tuple[int, int] | None = None,
+    fraction: float | None = None,
     phase: Phase | None = None,
     plan: Plan | None = None,
 ) -> str:
@@ -360,6 +363,8 @@ def running_html(
         parts += [bar_html(progress), f"<p>{escape(numbers)}</p>", _wheels_html(progress)]
     elif count is not None and count[1]:
         parts += [_bar("Packages", *count), f"<p>{_counted(count)}</p>"]
+    elif fraction is not None:
+        parts.append(_bar("Install", round(1000 * fraction), 1000))
     return "".join(parts)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,13 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado.web import authenticated
 
-from torchenv_magic.preinstall.record import Record, is_running, read_record, record_directory
+from torchenv_magic.preinstall.record import (
+    Record,
+    is_running,
+    own_user,
+    read_record,
+    record_directory,
+)
 
 if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpecManager
@@ -30,8 +35,6 @@ __all__ = ["AUTHORIZED_RESOURCE", "load"]
 AUTHORIZED_RESOURCE = "torchenv"
 """What an authorizer is asked about."""
 
-_OWNER = None if sys.platform == "win32" else os.getuid()
-
 
 @dataclass(slots=True)
 class _Preinstall:
@@ -43,7 +46,7 @@ class _Preinstall:
 
     def read(self) -> dict[str, Any]:
         """Return how it stands, as JSON knows it; for a thread, as it reads a file."""
-        record = read_record(self.directory, owner=_OWNER) if self.directory else None
+        record = read_record(self.directory, owner=own_user()) if self.directory else None
         if record is None:
             message = self.failure or "The preinstall is about to begin"
             if self.directory is not None:
@@ -115,7 +118,7 @@ async def _start(
 
 
 def _is_there(directory: Path) -> bool:
-    return read_record(directory, owner=_OWNER) is not None
+    return read_record(directory, owner=own_user()) is not None
 
 
 def _begin(environ: Mapping[str, str]) -> Begun:
