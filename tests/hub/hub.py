@@ -47,18 +47,19 @@ c.JupyterHub.cookie_secret_file = facts["directory"] + "/cookie_secret"
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.JupyterHub.allow_named_servers = True
-c.JupyterHub.spawner_class = "simple"
-c.SimpleLocalProcessSpawner.home_dir_template = facts["directory"] + "/{{username}}/home"
-c.Spawner.notebook_dir = facts["directory"] + "/{{username}}/root"
 c.Spawner.cmd = facts["single_user"]
-c.Spawner.args = ["--allow-root"]
 c.Spawner.default_url = "/lab"
-c.Spawner.http_timeout = 60
-c.Spawner.environment = {{
-    **facts["environment"],
-    "JUPYTER_CONFIG_DIR": lambda spawner: of_user.format(spawner=spawner) + "/configuration",
-    "JUPYTER_DATA_DIR": lambda spawner: of_user.format(spawner=spawner) + "/data",
-}}
+c.Spawner.environment = facts["environment"]
+if not facts["has_users"]:
+    c.JupyterHub.spawner_class = "simple"
+    c.SimpleLocalProcessSpawner.home_dir_template = facts["directory"] + "/{{username}}/home"
+    c.Spawner.notebook_dir = facts["directory"] + "/{{username}}/root"
+    c.Spawner.args = ["--allow-root"]
+    c.Spawner.http_timeout = 60
+    c.Spawner.environment |= {{
+        "JUPYTER_CONFIG_DIR": lambda spawner: of_user.format(spawner=spawner) + "/configuration",
+        "JUPYTER_DATA_DIR": lambda spawner: of_user.format(spawner=spawner) + "/data",
+    }}
 c.JupyterHub.services = [{{"name": "driver", "api_token": facts["token"]}}]
 c.JupyterHub.load_roles = [
     {{
@@ -67,6 +68,7 @@ c.JupyterHub.load_roles = [
         "scopes": ["admin:users", "admin:servers", "access:servers", "read:hub"],
     }}
 ]
+{lines}
 """
 
 
@@ -114,13 +116,23 @@ class Hub:
     """A hub with its proxy.
 
     `environment` is added to the variables of the users' servers and so of their kernels; None as a
-    value takes a variable away.
+    value takes a variable away. `lines` end the hub's configuration. With `single_user`, the
+    program that is their server, the users are this machine's own.
     """
 
     def __init__(
-        self, directory: Path, *, environment: Mapping[str, str | None] | None = None
+        self,
+        directory: Path,
+        *,
+        proxy: Path,
+        environment: Mapping[str, str | None] | None = None,
+        lines: str = "",
+        single_user: Path | None = None,
     ) -> None:
         self.directory = directory
+        self._proxy = proxy
+        self._lines = lines
+        self._single_user = single_user
         self.log_file = directory / "hub.log"
         self.url = ""
         self._environment = environment or {}
@@ -158,22 +170,35 @@ class Hub:
     ) -> HubServer:
         """Start a user's server and wait until it answers; raises `ServerError`."""
         server = HubServer(self, user, name, front_end=front_end, plugin=plugin)
-        self._ask("POST", f"users/{user}", accept=409)  # where the user is there already
-        self._ask("POST", server.path)
+        self.ask("POST", f"users/{user}", accept=409)  # where the user is there already
+        self.ask("POST", server.path)
+        server.url = self.wait_until_ready(user, name=name, timeout=timeout)
+        return server
+
+    def wait_until_ready(self, user: str, *, name: str = "", timeout: float = 90) -> str:
+        """Wait until a server that was asked for answers; return its address."""
         deadline = time.monotonic() + timeout
         while True:
-            model = self._ask("GET", f"users/{user}")["servers"].get(name, {})
+            model = self.ask("GET", f"users/{user}")["servers"].get(name, {})
             if model.get("ready"):
-                break
-            if time.monotonic() > deadline:
+                return f"{self.url}{model['url'].lstrip('/')}"
+            if time.monotonic() > deadline or not model.get("pending"):
                 raise ServerError(f"the server was not ready in time\n{self.log()[-3000:]}")
             time.sleep(0.1)
-        server.url = f"{self.url}{model['url'].lstrip('/')}"
-        return server
 
     def end(self, server: HubServer) -> None:
         """End a user's server; its files stay."""
-        self._ask("DELETE", server.path)
+        self.ask("DELETE", server.path)
+
+    def kill(self) -> None:
+        """End the hub alone, as a crash does; the servers live on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def start_again(self) -> None:
+        """Start the hub anew with the same configuration and what it has kept."""
+        self._launch()
 
     def stop(self, timeout: float = 15) -> None:
         """End hub, proxy, the users' servers, and whatever these left behind."""
@@ -198,8 +223,7 @@ class Hub:
     # --- inside ---------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-        proxy = _install_proxy(self.directory / "proxy", path)
+        path = _search_path()
         ports = _free_ports(3)
         self.url = f"http://127.0.0.1:{ports[0]}/"
         facts = {
@@ -207,8 +231,13 @@ class Hub:
             "url": self.url,
             "hub_url": f"http://127.0.0.1:{ports[1]}",
             "proxy_url": f"http://127.0.0.1:{ports[2]}",
-            "proxy": [_find("node", path), str(proxy)],
-            "single_user": [sys.executable, "-m", "jupyterhub.singleuser"],
+            "proxy": [_find("node", path), str(self._proxy)],
+            "has_users": self._single_user is not None,
+            "single_user": (
+                [str(self._single_user)]
+                if self._single_user
+                else [sys.executable, "-m", "jupyterhub.singleuser"]
+            ),
             "environment": {
                 MARKER: self._identity,
                 **{name: value for name, value in self._environment.items() if value is not None},
@@ -219,14 +248,22 @@ class Hub:
         file = self.directory / "facts.json"
         file.touch(mode=0o600)
         file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        configuration = self.directory / "jupyterhub_config.py"
-        configuration.write_text(_CONFIGURATION.format(facts=str(file)), encoding="utf-8")
-        variables = {**own_variables(), "PATH": path, MARKER: self._identity}
+        self._configuration.write_text(
+            _CONFIGURATION.format(facts=str(file), lines=self._lines), encoding="utf-8"
+        )
+        self._launch()
+
+    @property
+    def _configuration(self) -> Path:
+        return self.directory / "jupyterhub_config.py"
+
+    def _launch(self) -> None:
+        variables = {**own_variables(), "PATH": _search_path(), MARKER: self._identity}
         for name in self._environment:
             variables.pop(name, None)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "-f", str(configuration)],
+                [sys.executable, "-m", "jupyterhub", "-f", str(self._configuration)],
                 cwd=self.directory,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -242,7 +279,7 @@ class Hub:
             if not self.is_running:
                 raise ServerError(f"the hub ended\n{self.log()[-3000:]}")
             try:
-                self._ask("GET", "info")
+                self.ask("GET", "info")
             except (ServerError, OSError):
                 # The proxy answers before it knows the hub.
                 if time.monotonic() > deadline:
@@ -253,10 +290,15 @@ class Hub:
             else:
                 return
 
-    def _ask(self, method: str, path: str, *, accept: int | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Any = None, *, accept: int | None = None) -> Any:
+        """Ask the hub's API and return the decoded answer; raises `ServerError`.
+
+        `accept` is a status that is no answer and no error.
+        """
+        data = None if method == "GET" else json.dumps(body or {}).encode()
         request = urllib.request.Request(
             f"{self.url}hub/api/{path}",
-            data=None if method == "GET" else b"{}",
+            data=data,
             headers={"Authorization": f"token {_TOKEN}"},
             method=method,
         )
@@ -272,8 +314,16 @@ class Hub:
         return json.loads(content) if content else None
 
 
-def _install_proxy(directory: Path, path: str) -> Path:
-    """Install the pinned proxy; return its program."""
+def _search_path() -> str:
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+def install_proxy(directory: Path) -> Path:
+    """Install the pinned proxy of a hub; return its program.
+
+    Raises `HubMissingError` where that can't be had.
+    """
+    path = _search_path()
     directory.mkdir(parents=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(_HERE / name, directory)

@@ -23,6 +23,7 @@ from tests.hub.hub import Hub, HubMissingError, HubServer
 from tests.standin import StandIn
 from tests.workplace import Workplace
 
+pytest_plugins = ["tests.hub.fixtures"]
 pytestmark = [pytest.mark.hub, pytest.mark.browser]
 
 
@@ -35,8 +36,10 @@ def place(
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory, place: Workplace) -> Iterator[Hub]:
-    hub = Hub(tmp_path_factory.mktemp("hub"), environment=place_variables(place))
+def hub(
+    tmp_path_factory: pytest.TempPathFactory, place: Workplace, hub_proxy: Path
+) -> Iterator[Hub]:
+    hub = Hub(tmp_path_factory.mktemp("hub"), proxy=hub_proxy, environment=place_variables(place))
     try:
         hub.start()
     except HubMissingError as error:
