@@ -82,14 +82,14 @@ _SOURCE = "the layer "
 """How the history names where packages came from."""
 
 
-def check_unwritten(layer: Layer) -> None:
-    """Check that nobody but root and this user can write the layer, whole.
+def _check_unwritten(layer: Layer, *, files: bool) -> None:
+    """Check that nobody but root and this user can write the layer.
 
     Raises
     ------
     InstallError
     """
-    problem = path_problem(layer.directory) or tree_problem(layer.directory)
+    problem = path_problem(layer.directory) or tree_problem(layer.directory, files=files)
     if problem:
         raise refused(layer.directory, problem)
 
@@ -117,7 +117,7 @@ def attach_new(layer: Layer, folder: Path, base: Path, *, command: str = "") -> 
         Somebody else can write the layer, or the folder can't be made.
     """
     started = time.monotonic()
-    check_unwritten(layer)
+    _check_unwritten(layer, files=False)
     home, program = _home_of(base, layer)
     folder = folder.absolute()
     work = folder.with_name(f".{folder.name}.torchenv-{os.getpid()}-{time.monotonic_ns()}")
@@ -220,7 +220,7 @@ def attach(
     """
     started = time.monotonic()
     tell, cancellation = guarded(on_event), cancellation or Cancellation()
-    check_unwritten(layer)
+    _check_unwritten(layer, files=True)
     check_target(environment)
     _check_fits(layer, environment)
     try:

@@ -75,14 +75,23 @@ def problem_of_status(
     return ""
 
 
-def tree_problem(root: Path, *, user: int | None = None) -> str:
-    """Return who else can write something below `root`; a link in it is a problem, too."""
+def tree_problem(root: Path, *, user: int | None = None, files: bool = True) -> str:
+    """Return who else can write something below `root`; a link in it is a problem, too.
+
+    Parameters
+    ----------
+    files
+        False looks at the folders alone, in a third of the time: in one that only its owner can
+        write, a file is what its owner made it, and a layer is built with files that nobody writes.
+    """
     user = _user() if user is None else user
     waiting = [str(root)]
     try:
         while waiting:
             with os.scandir(waiting.pop()) as found:
                 for entry in found:
+                    if not files and not entry.is_symlink() and entry.is_file():
+                        continue
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISLNK(status.st_mode):
                         return f"{entry.path} is a link"

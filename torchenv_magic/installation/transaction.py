@@ -767,10 +767,17 @@ def _keep_foreign(folder: Path, original: Path, owned: set[str]) -> None:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((entry.path, path))
             elif path not in owned and not entry.name.endswith(".pyc"):
-                _keep(Path(entry.path), Path(path))
+                _keep(Path(entry.path), Path(path), original)
 
 
-def _keep(source: Path, path: Path) -> None:
+def _keep(source: Path, path: Path, top: Path) -> None:
+    # A link to what many share has taken the folder's place, or that of one in it: nothing of one
+    # person goes through it.
+    for parent in (top / part for part in reversed(path.relative_to(top).parents)):
+        if parent.is_symlink():
+            aside = parent.with_name(f"{parent.name}.kept")
+            path = aside / path.relative_to(parent)
+            break
     if os.path.lexists(path):
         return
     if any(parent.exists() and not parent.is_dir() for parent in path.parents):
