@@ -53,6 +53,11 @@ _MOST_ROUNDS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one word; return 0 where it was done, 1 where it failed, 2 where it was misspelt."""
     texts = sys.argv[1:] if arguments is None else list(arguments)
+    if texts[:1] == ["preinstall"]:
+        # It becomes another program, also where it is misspelt.
+        from torchenv_magic.preinstall.wrapper import main as preinstall
+
+        return preinstall(texts[1:])
     for stream in (sys.stdout, sys.stderr):
         # A terminal or a pipe of another encoding than UTF-8 gets a question mark, not an error.
         if isinstance(stream, io.TextIOWrapper):

@@ -43,13 +43,14 @@ _SUMMARIES = {
     "history": "what was installed here, when, by which line",
     "new-kernel": "make a kernel of your own, with PyTorch in it",
     "download": "fetch the wheels for a machine without a network",
+    "preinstall": "install PyTorch beside a server, which it then becomes",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why",
 }
 _IN_NOTEBOOK = (
     "status", "list", "plan", "install", "verify", "doctor", "undo", "history", "new-kernel",
 )  # fmt: skip
-_ASKING = ("list", "plan", "install", "new-kernel", "download", "select")
+_ASKING = ("list", "plan", "install", "new-kernel", "download", "preinstall", "select")
 _LOOKING = ("status", "list", "select")
 _FETCHING = ("plan", "install", "new-kernel", "download")
 _CONSENTING = {
@@ -139,6 +140,12 @@ class Words:
     json: bool = False
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
+    wait: float | None = None
+    """How many seconds `preinstall` keeps a server waiting."""
+    env: Path | None = None
+    """The environment that `preinstall` installs into; None is the one that fits."""
+    command: tuple[str, ...] = ()
+    """The server that `preinstall` becomes."""
     line: str = ""
     """The line as it was written, with the program's name and without a login."""
     sheared: bool = False
@@ -224,6 +231,9 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     if first not in known:
         raise _unknown_word(first, known, prog)
     parser = _subparser(first, notebook=notebook)
+    command: list[str] = []
+    if first == "preinstall" and "--" in rest:
+        rest, command = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     options, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
@@ -247,6 +257,9 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         allow_sdist=getattr(options, "allow_sdist", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
+        wait=getattr(options, "wait", None),
+        env=getattr(options, "env", None),
+        command=tuple(command),
         line=line,
         sheared=line != written,
     )
@@ -377,28 +390,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     if asking:
         usage.append("[BACKEND] [REQUIREMENT ...]")
         add("what", nargs="*", help=argparse.SUPPRESS)
-    if word == "select":
-        usage.append("[--backend NAME]")
-        add("--backend", dest="backend", metavar="NAME", help="same as BACKEND")
-    if word in _LOOKING:
-        usage.append("[--refresh]")
-        add("--refresh", action="store_true",
-            help="ask the PyTorch index which builds it has now (default: no network; what it "
-            "said in the last 7 days, else the shipped catalog)")  # fmt: skip
-    if word == "new-kernel":
-        usage.append("[--remove]")
-        add("--remove", action="store_true",
-            help="remove the kernel of that name, and its environment")  # fmt: skip
-    if word == "download":
-        usage += ["[--python-version X.Y]", "[--platform PLATFORM]"]
-        add(
-            "--python-version",
-            metavar="X.Y",
-            help="the Python that the wheels are for (default: the one that runs this)",
-        )
-        add("--platform", metavar="PLATFORM",
-            help="the machine that they are for, in uv's words: linux, windows, macos, "
-            "aarch64-manylinux_2_28 (default: this one)")  # fmt: skip
+    _add_own(word, usage, add)
     if word in _FETCHING:
         usage += ["[--index-base URL]", "[--find-links DIR]", "[--allow-sdist]"]
         add("--index-base", metavar="URL",
@@ -424,18 +416,54 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
             help="always: a fresh kernel after a change; auto: only where something that changed "
             "is loaded; never: you restart it (default: always, unless the session holds what "
             "took work)")  # fmt: skip
-    if not notebook:
+    if not notebook and word != "preinstall":
         usage.append("[--json]")
         add("--json", action="store_true", help="print data as JSON on stdout")
-    if not notebook and word not in ("detect", "download"):
+    if not notebook and word not in ("detect", "download", "preinstall"):
         usage.append("[--python PATH]")
         add("--python", type=Path, metavar="PATH",
             help="the interpreter, or virtual environment, to look at or install into (default: "
             "the one that runs this)")  # fmt: skip
     usage.append("[-h]")
     add("-h", "--help", action=_Help)
+    if word == "preinstall":
+        usage.append("[-- COMMAND ...]")
     parser.usage = _usage(usage).replace("%", "%%")
     return parser
+
+
+def _add_own(word: str, usage: list[str], add: Any) -> None:  # noqa: ANN401  (argparse's)
+    """Add what a word alone takes, or a few do."""
+    if word in ("select", "preinstall"):
+        usage.append("[--backend NAME]")
+        add("--backend", dest="backend", metavar="NAME", help="same as BACKEND")
+    if word == "preinstall":
+        usage += ["[--wait SECONDS]", "[--env DIR]"]
+        add("--wait", type=float, metavar="SECONDS",
+            help="how long the server may be kept waiting for it (default: "
+            "TORCHENV_PREINSTALL_WAIT, else 0)")  # fmt: skip
+        add("--env", type=Path, metavar="DIR",
+            help="the environment to install into (default: the one that runs this where it is "
+            "yours, else one in your home)")  # fmt: skip
+    if word in _LOOKING:
+        usage.append("[--refresh]")
+        add("--refresh", action="store_true",
+            help="ask the PyTorch index which builds it has now (default: no network; what it "
+            "said in the last 7 days, else the shipped catalog)")  # fmt: skip
+    if word == "new-kernel":
+        usage.append("[--remove]")
+        add("--remove", action="store_true",
+            help="remove the kernel of that name, and its environment")  # fmt: skip
+    if word == "download":
+        usage += ["[--python-version X.Y]", "[--platform PLATFORM]"]
+        add(
+            "--python-version",
+            metavar="X.Y",
+            help="the Python that the wheels are for (default: the one that runs this)",
+        )
+        add("--platform", metavar="PLATFORM",
+            help="the machine that they are for, in uv's words: linux, windows, macos, "
+            "aarch64-manylinux_2_28 (default: this one)")  # fmt: skip
 
 
 def _usage(parts: Sequence[str]) -> str:

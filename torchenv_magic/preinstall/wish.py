@@ -20,6 +20,7 @@ __all__ = [
     "checked_backend",
     "checked_requirements",
     "checked_seconds",
+    "is_backend",
     "is_off",
     "wish_of",
 ]
@@ -31,6 +32,10 @@ SWITCH = "TORCHENV_PREINSTALL"
 _BACKEND = re.compile(r"auto|cpu|xpu|cu\d{2,4}|rocm\d{1,2}(?:\.\d{1,3}){1,2}")
 # A name and versions, in the characters that these have: no address, no option, no marker.
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[\w.,-]+\])?\s*[\w.,*+!<>=~\s-]*")
+# What people write for a backend: taken for a package, a stranger's would be installed.
+_LIKE_A_BACKEND = re.compile(
+    r"auto|cpu|gpu|xpu|mps|hip|amd|(cu|cuda|rocm)[-_ ]?[\d.]*", re.IGNORECASE
+)
 _LONGEST = 200
 _MOST = 50
 _DAY = 86_400.0
@@ -100,6 +105,11 @@ def checked_backend(text: str) -> str:
     return name
 
 
+def is_backend(text: str) -> bool:
+    """Whether a word of a line names a build, and no package."""
+    return _BACKEND.fullmatch(text.lower()) is not None
+
+
 def checked_requirements(texts: Iterable[str]) -> tuple[str, ...]:
     """Return the requirements; torch is always among them.
 
@@ -110,6 +120,8 @@ def checked_requirements(texts: Iterable[str]) -> tuple[str, ...]:
     """
     found = tuple(text.strip() for text in texts)
     for text in found:
+        if _LIKE_A_BACKEND.fullmatch(text):
+            raise ValueError(_shown(text))
         if len(text) > _LONGEST or not _REQUIREMENT.fullmatch(text) or not text.isprintable():
             raise ValueError(_shown(text))
     if len(found) > _MOST:

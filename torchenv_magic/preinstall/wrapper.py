@@ -23,6 +23,7 @@ from torchenv_magic.preinstall.wish import (
     checked_backend,
     checked_requirements,
     checked_seconds,
+    is_backend,
     is_off,
     wish_of,
 )
@@ -147,7 +148,10 @@ def _read(texts: Sequence[str], wish: Wish) -> Wish:
     while rest:
         text = rest.pop(0)
         if not text.startswith("-"):
-            requirements.append(text)
+            if options.backend is None and is_backend(text):
+                options.backend = text
+            else:
+                requirements.append(text)
             continue
         name, has_value, value = text.partition("=")
         if name not in OPTIONS:
