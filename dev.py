@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +55,15 @@ CHECKS = {
     "ruff": [["ruff", "check"]],
     "format": [["ruff", "format", "--check"]],
     # Only Linux runs the tests here; the branches for the others are at least type-checked.
+    # A cache for each: what was found for one system holds for no other.
     "mypy": [
         ["mypy", "--platform", "linux"],
         # The package is written for all three systems; the tests kill and fork as POSIX does.
         *(
-            ["mypy", "--platform", name, "torchenv_magic", "catalog", "dev.py"]
+            [
+                *("mypy", "--platform", name, "--cache-dir", f".mypy_cache/{name}"),
+                *("torchenv_magic", "catalog", "dev.py"),
+            ]
             for name in ("win32", "darwin")
         ),
     ],
@@ -171,6 +176,8 @@ def test(arguments: Sequence[str]) -> int:
         # its tests share these.
         workers = max(2, min(os.cpu_count() or 1, 4))
         words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
+        # Where the time goes stands below each run.
+        words += ["--durations", "25"]
     say("pytest", *words)
     return hand_over(
         [str(DEVELOPMENT.python), "-m", "pytest", *words],
@@ -224,13 +231,29 @@ def picture(arguments: Sequence[str]) -> int:
 
 
 def run_checks(names: Sequence[str] | Mapping[str, object]) -> int:
-    for name in names:
-        for words in CHECKS[name]:
+    """Run the checks side by side, and print what each said in their order."""
+    status = 0
+    checks = [words for name in names for words in CHECKS[name]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for words, answer in zip(checks, pool.map(run_check, checks), strict=True):
             say(*words)
-            status = call(check_command(words))
-            if status:
-                return status
-    return 0
+            print(answer.stdout, end="", flush=True)
+            status = status or answer.returncode
+    return status
+
+
+def run_check(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        check_command(words),
+        cwd=ROOT,
+        env=child_variables({}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
 
 
 def check_command(words: Sequence[str]) -> list[str]:
