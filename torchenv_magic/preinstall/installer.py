@@ -56,6 +56,7 @@ from torchenv_magic.preinstall.place import (
     KERNEL_TITLE,
     Place,
 )
+from torchenv_magic.preinstall.record import LOG_NAME
 from torchenv_magic.preinstall.report import Report
 from torchenv_magic.preinstall.stamp import (
     Stamp,
@@ -111,21 +112,30 @@ def main() -> int:
         with _stoppable() as cancellation:
             _carry_out(order, report, cancellation)
     except InstallCancelled:
-        report.fail("The install was stopped from outside", "the next start of the server goes on")
+        report.fail(
+            InstallError(
+                "The install was stopped from outside",
+                hint="start the server again: it goes on from there",
+            )
+        )
     except TorchEnvError as error:
-        report.fail(error.message, error.hint, error.detail)
+        report.fail(error)
     except OSError as error:
         logger.exception("failed")
         place = f"`{error.filename}`: " if error.filename else ""
         report.fail(
-            f"PyTorch was not installed: {place}{error.strerror or error}",
-            "free some space, or see who may write there; the next start tries again",
+            InstallError(
+                f"PyTorch was not installed: {place}{error.strerror or error}",
+                hint="free some space, or see who may write there; the next start tries again",
+            )
         )
     except Exception as error:
         logger.exception("failed")
         report.fail(
-            f"PyTorch was not installed, by a fault of torchenv_magic: {type(error).__name__}",
-            f"its log is {order.directory / 'install.log'}; `%torchenv install` tries again",
+            InstallError(
+                f"PyTorch was not installed, by a fault of torchenv_magic: {type(error).__name__}",
+                hint=f"read `{order.directory / LOG_NAME}`; `%torchenv install` tries again",
+            )
         )
     else:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Poster"]
 
 _LONGEST = 200
-_EACH_SECONDS = 1.0
+_EACH_SECONDS = 1.2
+_APART_SECONDS = 0.6
+_LAST_SECONDS = 1.5
 _TIMEOUT_SECONDS = 3.0
 _MOST_FAILURES = 3
 
@@ -42,21 +45,27 @@ class Poster:
         """Take what is to be posted next."""
         if not self._is_asked or not record.message:
             return
-        self._latest = record.message[:_LONGEST], record.fraction
+        hint = f" (hint: {record.hint})" if record.hint else ""
+        self._latest = f"{record.message}{hint}"[:_LONGEST], record.fraction
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._post_all, name="torchenv-post", daemon=True
             )
             self._thread.start()
 
-    def stop(self) -> None:
-        """Post nothing more."""
+    def finish(self, record: Record | None) -> None:
+        """Post how it ended, where it has: for a moment, since the server waits now."""
+        if record is not None and record.status != "running":
+            self.tell(record)
         self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_SECONDS)
 
     def _post_all(self) -> None:
         told = None
         failures = 0
-        while not self._stopped.is_set() and failures < _MOST_FAILURES:
+        while failures < _MOST_FAILURES:
+            is_last = self._stopped.is_set()
             latest = self._latest
             if latest is not None and latest != told:
                 status = self._post(*latest)
@@ -64,7 +73,11 @@ class Poster:
                     return
                 failures = 0 if status else failures + 1
                 told = latest
-            self._stopped.wait(_EACH_SECONDS)
+            if is_last:
+                return
+            # The hub takes no more than two a second, and the last one is to be among them.
+            self._stopped.wait(_EACH_SECONDS - _APART_SECONDS)
+            time.sleep(_APART_SECONDS)
 
     def _post(self, message: str, fraction: float | None) -> int:
         """Return the status of the answer; 0 where there was none. Asks no proxy."""

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from torchenv_magic.errors import TorchEnvError
 from torchenv_magic.installation.progress import Event
 from torchenv_magic.preinstall.record import Record, boot_of_host, process_started, write_record
 
@@ -73,15 +74,15 @@ class Report:
         )
         self._write()
 
-    def fail(self, message: str, hint: str = "", detail: str = "") -> None:
+    def fail(self, error: TorchEnvError) -> None:
         """Tell what happened, and what to do about it."""
-        for text in filter(None, (detail, message, hint and f"hint: {hint}")):
+        for text in filter(None, (error.detail, str(error))):
             logger.error("%s", text)
         self._record = replace(
             self._record,
             status="failed",
-            message=_printable(message),
-            hint=_printable(hint),
+            message=_printable(error.message),
+            hint=_printable(error.hint),
             fraction=None,
         )
         self._write()

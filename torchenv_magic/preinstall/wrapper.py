@@ -91,17 +91,16 @@ def _wait(
 
     poster = Poster(environment)
     end = time.monotonic() + seconds
-    try:
-        while True:
-            record = read_record(begun.directory, owner=own_user())
-            if record is None or not is_running(record):
-                return record
-            if ending.is_asked or time.monotonic() >= end:
-                return record
-            poster.tell(record)
-            time.sleep(min(_POLL_SECONDS, max(end - time.monotonic(), 0)))
-    finally:
-        poster.stop()
+    while True:
+        record = read_record(begun.directory, owner=own_user())
+        is_over = record is None or not is_running(record) or time.monotonic() >= end
+        if record is None or is_over or ending.is_asked:
+            break
+        poster.tell(record)
+        time.sleep(min(_POLL_SECONDS, max(end - time.monotonic(), 0)))
+    if not ending.is_asked:
+        poster.finish(record)
+    return record
 
 
 def _outcome(record: Record | None, waited: float) -> str:
