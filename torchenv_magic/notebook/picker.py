@@ -64,6 +64,7 @@ from torchenv_magic.notebook.restart import (
 from torchenv_magic.notebook.server_preinstall import JoinJob, Preinstall, read_preinstall
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
+from torchenv_magic.preinstall.place import jupyter_folder
 from torchenv_magic.selection import Request
 from torchenv_magic.status import Status, read_status
 from torchenv_magic.words import parse_request
@@ -698,7 +699,7 @@ class Picker:
             name=record.kernel,
             display_name=record.kernel_title or record.kernel,
             environment=target,
-            specification=target / "share" / "jupyter" / "kernels" / record.kernel,
+            specification=jupyter_folder(target) / "kernels" / record.kernel,
         )
         self._session = read_session(self._shell)
         self._set(state="restarting", lead=str(preinstall), switches=True)
