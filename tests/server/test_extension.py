@@ -54,7 +54,7 @@ class Place:
         return answer
 
 
-def variables(folder: Path, standin: StandIn, wheels: Path) -> dict[str, str | None]:
+def home_variables(folder: Path, standin: StandIn, wheels: Path) -> dict[str, str | None]:
     """Return what leads the server's install to the stand-in, and into a home of its own."""
     child = standin.environment(folder / "cache", hermetic=True)
     (folder / "tmp").mkdir(parents=True)
@@ -81,7 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, kernel_wheels: Path) -> Iter
         server = JupyterServer(
             folder / "server",
             environment={
-                **variables(folder, standin, kernel_wheels),
+                **home_variables(folder, standin, kernel_wheels),
                 "PYTHONPATH": str(folder / "modules"),
                 "TEST_DENIED": str(folder / "denied"),
             },
@@ -182,7 +182,7 @@ def environment_of_kernel(server: JupyterServer, kernel: str) -> dict[str, str]:
 def test_server_whose_admin_has_not_opted_in_has_no_route_and_begins_nothing(
     tmp_path: Path, standin: StandIn
 ) -> None:
-    environment = variables(tmp_path, standin, tmp_path)
+    environment = home_variables(tmp_path, standin, tmp_path)
     with JupyterServer(tmp_path / "server", environment=environment) as server:
         assert asked(server, token=server.token)[0] == 404
         assert server.processes() == []
@@ -193,7 +193,7 @@ def test_server_whose_admin_has_not_opted_in_has_no_route_and_begins_nothing(
 def test_server_that_the_wrapper_has_started_joins_what_that_began(
     tmp_path: Path, standin: StandIn
 ) -> None:
-    environment = variables(tmp_path, standin, tmp_path)
+    environment = home_variables(tmp_path, standin, tmp_path)
     begun = tmp_path / "tmp" / "begun"
     begun.mkdir()
     write_record(begun, Record(status="failed", message="The disk is full", hint="free some"))
