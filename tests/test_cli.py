@@ -241,7 +241,7 @@ def test_exit_status_and_words_of_a_misspelling(capsys: pytest.CaptureFixture[st
     assert captured.err == (
         "error: `instal` is not a word of `torchenv`\n\n"
         "hint: did you mean `torchenv install`? the words are status, list, plan, install, verify, "
-        "doctor, undo, history, new-kernel, download, preinstall, detect, select\n"
+        "doctor, undo, history, new-kernel, download, preinstall, layer, prefetch, detect, select\n"
     )
 
 

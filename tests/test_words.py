@@ -184,7 +184,7 @@ def test_an_unknown_word_that_is_like_none_is_refused_with_all() -> None:
     assert refusal("frobnicate", notebook=False) == (
         "`frobnicate` is not a word of `torchenv`\n\n"
         "hint: the words are status, list, plan, install, verify, doctor, undo, history, "
-        "new-kernel, download, preinstall, detect, select"
+        "new-kernel, download, preinstall, layer, prefetch, detect, select"
     )
 
 

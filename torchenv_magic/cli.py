@@ -31,6 +31,7 @@ from torchenv_magic.words import HelpRequested, Words, overview, parse_words
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torchenv_magic.builds.backend import Backend
     from torchenv_magic.builds.current import Refresh
     from torchenv_magic.doctor import Diagnosis
     from torchenv_magic.environment import Environment
@@ -118,7 +119,7 @@ def _say_what_stands(error: TorchEnvError, words: Words) -> None:
 
 
 # Their stderr is read by programs too: a JSON object a line, events and at most one error.
-_EVENTFUL = frozenset({"plan", "install", "undo", "new-kernel", "download"})
+_EVENTFUL = frozenset({"plan", "install", "undo", "new-kernel", "download", "layer", "prefetch"})
 
 
 def _speaks_json(texts: Sequence[str]) -> bool:
@@ -398,6 +399,147 @@ def _download(words: Words) -> int:
     return _print(words, str(wheelhouse), to_json(wheelhouse))
 
 
+def _layer(words: Words) -> int:
+    from pathlib import Path
+
+    from torchenv_magic.environment import shown_path
+    from torchenv_magic.installation.layers import find_layers
+    from torchenv_magic.installation.layers_build import check_layer, remove_layer
+    from torchenv_magic.installation.progress import format_bytes
+
+    directory = words.directory or Path()
+    if words.action == "build":
+        return _build_layer(words, directory)
+    if words.action in ("attach", "detach"):
+        return _switch_layer(words, directory)
+    place = shown_path(directory.absolute())
+    if words.action == "list":
+        found = find_layers([directory])
+        text = "\n".join(one.line for one in found) or f"There is no layer in {place}."
+        return _print(words, text, [one.summary() for one in found])
+    if words.action == "check":
+        checked = check_layer(directory)
+        _print(words, str(checked), checked.summary())
+        return 0 if checked.ok else _FAILED
+    if not words.yes:
+        raise ConsentError(
+            f"Nobody can know who has links to `{place}`: their PyTorch would be gone with it",
+            hint=f"{words.with_consent} removes it",
+        )
+    freed = remove_layer(directory)
+    text = f"Removed the layer {place}: {format_bytes(freed)} are free again."
+    return _print(words, text, {"freed_bytes": freed})
+
+
+def _build_layer(words: Words, directory: Path) -> int:
+    from torchenv_magic.installation.layers_build import build_layer
+
+    sites = _own_sites(words)
+    backend, exclusion = _backend_for(words, words.request.backend)
+    try:
+        with _stoppable() as cancellation, _progress(words) as progress:
+            layer = build_layer(
+                directory,
+                words.request,
+                backend,
+                python=words.python,
+                sites=sites,
+                exclusion=exclusion,
+                command=words.line,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+    except InstallCancelled:
+        raise InstallCancelled("Cancelled; nothing of the layer was kept") from None
+    return _print(words, f"Built {layer.line}.", layer.summary())
+
+
+def _switch_layer(words: Words, directory: Path) -> int:
+    from torchenv_magic.environment import read_environment
+    from torchenv_magic.installation.layers import attach, detach, read_layer
+
+    environment = read_environment(words.python)
+    with _stoppable() as cancellation, _progress(words) as progress:
+        if words.action == "attach":
+            result = attach(
+                read_layer(directory),
+                environment,
+                command=words.line,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+        else:
+            result = detach(
+                environment, command=words.line, on_event=progress, cancellation=cancellation
+            )
+    return _print(words, f"{str(result).rstrip('.')}.", to_json(result))
+
+
+def _own_sites(words: Words) -> Sites:
+    from pathlib import Path
+
+    from torchenv_magic.installation.settings import read_sites
+
+    return read_sites(
+        index_base=words.index_base,
+        find_links=words.find_links,
+        allow_sdist=words.allow_sdist,
+        prefix=Path(sys.prefix),
+    )
+
+
+def _backend_for(words: Words, backend: Backend | None) -> tuple[Backend, str | None]:
+    """Return that backend, or the best for this machine, and which versions it can't have."""
+    from torchenv_magic.status import read_selection
+
+    if backend is not None:
+        return backend, None
+    selection = read_selection(words.request, python=words.python, refresh="never")
+    if selection.backend is None:
+        raise SelectionError(f"No build of PyTorch fits: {selection.reason}", hint="name a backend")
+    if not words.json:
+        _talk(
+            f"{selection.backend} is the best for this machine: name another backend for users "
+            "of another one"
+        )
+    return selection.backend, selection.exclusion
+
+
+def _prefetch(words: Words) -> int:
+    from pathlib import Path
+
+    from torchenv_magic.installation.prefetch import prefetch
+
+    sites = _own_sites(words)
+    chosen = [_backend_for(words, backend) for backend in words.backends]
+    exclusions = [exclusion for _, exclusion in chosen if exclusion]
+    try:
+        with _stoppable() as cancellation, _progress(words) as progress:
+            done = prefetch(
+                words.directory or Path(),
+                words.request,
+                tuple(dict.fromkeys(backend for backend, _ in chosen)),
+                layers=words.layers,
+                python=words.python,
+                sites=sites,
+                exclusion=exclusions[0] if exclusions else None,
+                command=words.line,
+                on_event=progress,
+                cancellation=cancellation,
+            )
+    except InstallCancelled:
+        message = "Cancelled; what is whole stays, and the same line goes on from there"
+        raise InstallCancelled(message) from None
+    data = {
+        "directory": str(done.directory),
+        "backends": to_json(done.backends),
+        "wheels": to_json(done.wheels),
+        "layers": [layer.summary() for layer in done.layers],
+        "writable": done.writable,
+    }
+    return _print(words, str(done), data)
+
+
 def _verify(words: Words) -> int:
     from torchenv_magic.expectation import read_expectation
     from torchenv_magic.status import read_repaired
@@ -649,6 +791,8 @@ _WORDS = {
     "history": _history,
     "new-kernel": _new_kernel,
     "download": _download,
+    "layer": _layer,
+    "prefetch": _prefetch,
     "detect": _detect,
     "select": _select,
 }

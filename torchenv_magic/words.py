@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.demand import parse_requirement
 from torchenv_magic.errors import RequestError
 from torchenv_magic.selection import Request, parse_backend
 
 __all__ = [
+    "LAYER_ACTIONS",
     "RESTARTS",
     "HelpRequested",
     "Restart",
@@ -44,15 +46,19 @@ _SUMMARIES = {
     "new-kernel": "make a kernel of your own, with PyTorch in it",
     "download": "fetch the wheels for a machine without a network",
     "preinstall": "install PyTorch beside a server, which it then becomes",
+    "layer": "one PyTorch that many users' environments have links to",
+    "prefetch": "fill an image with wheels or layers, for several backends",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why",
 }
 _IN_NOTEBOOK = (
     "status", "list", "plan", "install", "verify", "doctor", "undo", "history", "new-kernel",
 )  # fmt: skip
-_ASKING = ("list", "plan", "install", "new-kernel", "download", "preinstall", "select")
+_ASKING = (
+    "list", "plan", "install", "new-kernel", "download", "preinstall", "prefetch", "select",
+)  # fmt: skip
 _LOOKING = ("status", "list", "select")
-_FETCHING = ("plan", "install", "new-kernel", "download")
+_FETCHING = ("plan", "install", "new-kernel", "download", "layer", "prefetch")
 _CONSENTING = {
     "plan": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached",
     "install": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached, "
@@ -60,8 +66,29 @@ _CONSENTING = {
     "undo": "consent to breaking what was installed since and needs the newer build",
     "new-kernel": "consent to replacing a kernel of that name that was made here, and to wheels "
     "from a folder or PyPI where the PyTorch index can't be reached",
+    "layer": "consent to removing a layer that environments may have links to",
 }
 _RESTARTING = ("install", "undo")
+
+LAYER_ACTIONS = {
+    "build": "DIR [BACKEND] [REQUIREMENT ...]",
+    "attach": "LAYER",
+    "detach": "",
+    "list": "DIR",
+    "check": "LAYER",
+    "remove": "LAYER",
+}
+"""What `torchenv layer` does, and what may follow."""
+_LAYER = """
+
+  build DIR [BACKEND] [REQUIREMENT ...]
+                build one below DIR, which root should do: everybody reads it,
+                and nobody else may write it or a folder above it
+  attach LAYER  let an environment take its PyTorch from it: links, no copy
+  detach        take the links away, and bring back what they replaced
+  list DIR      which layers a folder has, and which of them are refused
+  check LAYER   compare each file with what was built
+  remove LAYER  delete it; nobody can know who has links to it"""
 
 _EXAMPLES = """examples:
   {prog} install                      the best build for this machine
@@ -126,7 +153,13 @@ class Words:
     remove: bool = False
     """Removes that kernel, and its environment."""
     directory: Path | None = None
-    """Where `download` puts the wheels."""
+    """Where `download` and `prefetch` put things; the folder or the layer that `layer` is about."""
+    action: str = ""
+    """What `layer` does."""
+    backends: tuple[Backend | None, ...] = ()
+    """For which backends `prefetch` does it; None is the best for this machine."""
+    layers: bool = False
+    """Lets `prefetch` build layers."""
     python_version: str | None = None
     """The Python that these wheels are for, as `3.12`."""
     platform: str | None = None
@@ -237,13 +270,17 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     options, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
+    if first == "layer":
+        options.directory, options.what = _about_layer(options.action, options.what, parser)
     written = f"{prog} {_written(arguments, notebook=notebook)}"
     line = _without_login(written)
+    request = parse_request(getattr(options, "what", []), backend=getattr(options, "backend", None))
     return Words(
         word=first,
-        request=parse_request(
-            getattr(options, "what", []), backend=getattr(options, "backend", None)
-        ),
+        request=request,
+        action=getattr(options, "action", ""),
+        backends=_backends(options.backends or (), request) if first == "prefetch" else (),
+        layers=getattr(options, "layers", False),
         yes=getattr(options, "yes", False),
         restart=getattr(options, "restart", None),
         refresh=getattr(options, "refresh", False),
@@ -263,6 +300,41 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         line=line,
         sheared=line != written,
     )
+
+
+def _about_layer(
+    action: str, what: Sequence[str], parser: _Parser
+) -> tuple[Path | None, Sequence[str]]:
+    """Return which folder `layer` is about, and what is asked of it."""
+    if action not in LAYER_ACTIONS:
+        nearest = _nearest(action.lower(), tuple(LAYER_ACTIONS))
+        instead = f"did you mean `{parser.prog} {nearest[0]}`? " if nearest else ""
+        raise RequestError(
+            f"`{action}` is nothing that `{parser.prog}` does",
+            hint=f"{instead}it is one of {', '.join(LAYER_ACTIONS)}",
+        )
+    follows = LAYER_ACTIONS[action].split()
+    if follows and not what:
+        raise RequestError(
+            f"`{parser.prog} {action}` needs a {follows[0]}",
+            hint=f"`{parser.prog} -h` shows how it is written",
+        )
+    rest = what[1:] if follows else what
+    if rest and len(follows) < 2:
+        raise RequestError(
+            f"`{parser.prog} {action}` takes no `{rest[0]}`",
+            hint=f"`{parser.prog} -h` shows how it is written",
+        )
+    return Path(what[0]).expanduser() if follows else None, rest
+
+
+def _backends(named: Sequence[str], request: Request) -> tuple[Backend | None, ...]:
+    """Return each backend that was named, once; the request's own where none was."""
+    catalog = load_catalog() if named else None
+    found = [parse_backend(text, catalog) for text in named if catalog is not None]
+    if request.backend is not None or not found:
+        found.insert(0, request.backend)
+    return tuple(dict.fromkeys(found))
 
 
 def parse_request(what: Sequence[str], *, backend: str | None = None) -> Request:
@@ -373,7 +445,8 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     summary = _summary(word, notebook=notebook)
     parser = _Parser(
         prog=prog,
-        description=f"{summary[0].upper()}{summary[1:]}.{_ASKED if asking else ''}",
+        description=f"{summary[0].upper()}{summary[1:]}."
+        f"{_LAYER if word == 'layer' else ''}{_ASKED if asking or word == 'layer' else ''}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_WIDTH),
         add_help=False,
         allow_abbrev=False,
@@ -387,12 +460,19 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     if word == "download":
         usage.append("DIR")
         add("directory", type=Path, metavar="DIR", help="where the wheels go")
+    if word == "prefetch":
+        usage.append("DIR")
+        add("directory", type=Path, metavar="DIR", help="where the wheels or layers go")
+    if word == "layer":
+        usage.append(f"{{{','.join(LAYER_ACTIONS)}}} ...")
+        add("action", metavar="ACTION", help=argparse.SUPPRESS)
+        add("what", nargs="*", help=argparse.SUPPRESS)
     if asking:
         usage.append("[BACKEND] [REQUIREMENT ...]")
         add("what", nargs="*", help=argparse.SUPPRESS)
     _add_own(word, usage, add)
     if word in _FETCHING:
-        usage += ["[--index-base URL]", "[--find-links DIR]", "[--allow-sdist]"]
+        usage += ["[--index-base URL]", "[--find-links DIR]"]
         add("--index-base", metavar="URL",
             help="a mirror of the PyTorch index: what stands before /cu126 (default: "
             "TORCHENV_INDEX_BASE, else the configuration, else the PyTorch index)")  # fmt: skip
@@ -402,6 +482,8 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
             action="append",
             help="a folder of wheels, looked through first; may be given more than once",
         )
+    if word in _FETCHING and word not in ("layer", "prefetch"):  # these take wheels alone
+        usage.append("[--allow-sdist]")
         add(
             "--allow-sdist",
             action="store_true",
@@ -445,6 +527,17 @@ def _add_own(word: str, usage: list[str], add: Any) -> None:  # noqa: ANN401  (a
         add("--env", type=Path, metavar="DIR",
             help="the environment to install into (default: the one that runs this where it is "
             "yours, else one in your home)")  # fmt: skip
+    if word == "prefetch":
+        usage += ["[--backend NAME]", "[--layers]"]
+        add(
+            "--backend",
+            dest="backends",
+            metavar="NAME",
+            action="append",
+            help="a backend; may be given more than once (default: the best for this machine)",
+        )
+        add("--layers", action="store_true",
+            help="build layers, in place of a folder of wheels")  # fmt: skip
     if word in _LOOKING:
         usage.append("[--refresh]")
         add("--refresh", action="store_true",

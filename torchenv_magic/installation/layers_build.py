@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.parser import HeaderParser
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -64,7 +65,14 @@ from torchenv_magic.installation.wheelhouse import check_builds, lock_wheels, re
 from torchenv_magic.selection import Request
 from torchenv_magic.serialization import to_json
 
-__all__ = ["Checked", "build_layer", "check_layer", "remove_layer"]
+__all__ = [
+    "Checked",
+    "build_layer",
+    "check_layer",
+    "own_distribution",
+    "remove_layer",
+    "with_a_kernel",
+]
 
 _OWN_NAME = "torchenv-magic"
 # A kernel, and pip for `%pip install`, which people write in notebooks.
@@ -112,13 +120,7 @@ def build_layer(
             hint="`torchenv download` fills a folder of wheels that all can read",
         )
     environment = read_environment(python)
-    try:
-        distribution = importlib.metadata.distribution(_OWN_NAME)
-    except importlib.metadata.PackageNotFoundError:
-        raise InstallError(
-            "The layer can't have torchenv_magic: it is not installed as a package here",
-            hint="install it (`pip install torchenv-magic`), then try again",
-        ) from None
+    distribution = own_distribution()
     parent = parent.absolute()
     try:
         _make_open(parent)
@@ -167,6 +169,22 @@ def build_layer(
     return replace(layer, directory=goal)
 
 
+def own_distribution() -> importlib.metadata.Distribution:
+    """Return what is installed here of torchenv_magic.
+
+    Raises
+    ------
+    InstallError
+    """
+    try:
+        return importlib.metadata.distribution(_OWN_NAME)
+    except importlib.metadata.PackageNotFoundError:
+        raise InstallError(
+            "What is to be shared can't have torchenv_magic: it is not installed as a package here",
+            hint="install it (`pip install torchenv-magic`), then try again",
+        ) from None
+
+
 def _make_open(folder: Path) -> None:
     """Make the folder and those above it, for everybody to read whatever the umask says."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -200,10 +218,8 @@ def _fill(
 ) -> None:
     """Install what the layer has into its stage, by uv, from a lock with hashes."""
     source, pins = _source(request, backend, environment, sites, exclusion)
-    needed = [text for text in distribution.requires or () if not _is_extra(text)]
-    everything = replace(
-        request,
-        requirements=tuple(dict.fromkeys([*request.requirements, *pins, *_BESIDES, *needed])),
+    everything = with_a_kernel(
+        replace(request, requirements=(*request.requirements, *pins)), distribution
     )
     folders = [*sites.find_links, *map(str, wheel_folders())]
     sites = replace(sites, find_links=tuple(dict.fromkeys(folders)))
@@ -318,6 +334,13 @@ def _installing(
         )
 
     return install
+
+
+def with_a_kernel(request: Request, distribution: importlib.metadata.Distribution) -> Request:
+    """Return the request with what a kernel and torchenv_magic need besides."""
+    needed = [text for text in distribution.requires or () if not _is_extra(text)]
+    texts = dict.fromkeys([*request.requirements, *_BESIDES, *needed])
+    return replace(request, requirements=tuple(texts))
 
 
 def _is_extra(text: str) -> bool:
@@ -484,6 +507,15 @@ class Checked:
     @property
     def ok(self) -> bool:
         return not self.problems and not self.writable
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a program may want to know."""
+        return {
+            "layer": self.layer.summary(),
+            "files": self.files,
+            "problems": list(self.problems),
+            "writable": self.writable,
+        }
 
     def __str__(self) -> str:
         if self.ok:

@@ -14,8 +14,9 @@ import platform
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from packaging.markers import InvalidMarker, UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
@@ -30,7 +31,7 @@ from torchenv_magic.installation.layers_links import Piece
 from torchenv_magic.installation.layers_trust import path_problem
 from torchenv_magic.installation.progress import format_bytes
 from torchenv_magic.selection import Selection
-from torchenv_magic.serialization import from_json
+from torchenv_magic.serialization import from_json, to_json
 
 __all__ = [
     "FILES",
@@ -100,6 +101,21 @@ class Layer:
     def versions(self) -> dict[str, str]:
         return {package.name: package.version for package in self.packages}
 
+    @property
+    def line(self) -> str:
+        """It in a list."""
+        return f"{shown_path(self.directory)}: {self}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a program may want to know, without how each package is linked."""
+        left_out = ("packages", "files", "schema")
+        data = {
+            field.name: to_json(getattr(self, field.name))
+            for field in fields(self)
+            if field.name not in left_out
+        }
+        return data | {"versions": self.versions}
+
     def __str__(self) -> str:
         family = [name for name in FAMILY_MEMBERS if name in self.versions and name != "torch"]
         also = "".join(f", {name} {self.versions[name]}" for name in family)
@@ -118,6 +134,15 @@ class Unusable:
     """Half a sentence."""
     untrusted: bool = False
     """Whether the problem is that somebody else can write it."""
+
+    @property
+    def line(self) -> str:
+        """It in a list."""
+        return f"{shown_path(self.directory)}: refused, {self.problem}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a program may want to know."""
+        return {"directory": str(self.directory), "problem": self.problem}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,9 +207,11 @@ def _read(directory: Path, user: int | None) -> Layer | Unusable:
     if os.name != "posix":
         return Unusable(directory=directory, problem="layers are links, which Windows gives to few")
     # Before the first byte of it is read.
-    for path in (directory, directory / MANIFEST):
-        if problem := path_problem(path, user=user):
-            return Unusable(directory=directory, problem=problem, untrusted=True)
+    problem = path_problem(directory, user=user)
+    if not problem and not os.path.lexists(directory / MANIFEST):
+        return Unusable(directory=directory, problem="it was not built to its end")
+    if problem := problem or path_problem(directory / MANIFEST, user=user):
+        return Unusable(directory=directory, problem=problem, untrusted=True)
     try:
         with (directory / MANIFEST).open("rb") as file:
             content = file.read(_LARGEST + 1)
@@ -196,8 +223,6 @@ def _read(directory: Path, user: int | None) -> Layer | Unusable:
             return Unusable(directory=directory, problem=problem)
         # Where it lies now: an image is built in one place and mounted in another.
         layer = from_json(Layer, {**data, "directory": str(directory)})
-    except FileNotFoundError:
-        return Unusable(directory=directory, problem="it was not built to its end")
     except OSError as error:
         return Unusable(directory=directory, problem=f"it can't be read: {error.strerror}")
     except (ValueError, TypeError, LookupError, RecursionError):
