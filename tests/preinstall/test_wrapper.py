@@ -83,7 +83,7 @@ def test_the_server_starts_whatever_is_wrong_with_the_line(desk: Desk, fault: st
     [
         "launch._temporary = lambda environ: []",
         "launch.place_of = lambda *_: 1 / 0",
-        "launch.sys.executable = "/nowhere"",
+        "launch.sys.executable = '/nowhere'",
         "wrapper.wish_of = None",
     ],
 )

@@ -124,14 +124,17 @@ def read_private(path: Path, *, largest: int, owner: int | None = None) -> bytes
         descriptor = os.open(path, flags)
     except (OSError, ValueError):
         return None
-    with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (owner is not None and status.st_uid != owner):
             return None
-        try:
-            content = file.read(largest + 1)
-        except OSError:
-            return None
+        content = b""
+        while len(content) <= largest and (more := os.read(descriptor, largest + 1)):
+            content += more
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     return content if len(content) <= largest else None
 
 

@@ -1,0 +1,318 @@
+"""What a preinstall leaves: one install for all who ask, whole or mended by the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.preinstall.desk import PATIENCE, TOKEN, Desk, installer_stopped, kill, wait_for
+from tests.standin import StandIn
+from torchenv_magic.preinstall.launch import _PREFIX
+from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, jupyter_folder
+from torchenv_magic.preinstall.record import STATE_VARIABLE, Record, read_record
+from torchenv_magic.preinstall.stamp import read_stamp
+
+pytest_plugins = ["tests.kernel_wheels", "tests.target_fixtures"]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+CPU = ("--backend", "cpu")
+VISION = (*CPU, "torch", "torchvision")
+
+
+def make_desk(
+    directory: Path, *, wheels: Path, cache: Path, standin: StandIn, user: int | None = None
+) -> Desk:
+    desk = Desk(home=directory / "home", wheels=wheels, cache=cache, standin=standin, user=user)
+    for folder in (desk.home, desk.runs):
+        folder.mkdir()
+        if user is not None:
+            os.chown(folder, user, user)
+    return desk
+
+
+@pytest.fixture
+def bare(tmp_path: Path, kernel_wheels: Path, warm_cache: Path, fresh_standin: StandIn) -> Desk:
+    """Return a desk at which nobody has worked."""
+    return make_desk(tmp_path, wheels=kernel_wheels, cache=warm_cache, standin=fresh_standin)
+
+
+# ------------------------------------------------------------------------- one that all tests share
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+    kernel_wheels: Path,
+    warm_cache: Path,
+    standin: StandIn,
+) -> Iterator[Desk]:
+    """Return a desk at which the first preinstall is being waited for by three servers."""
+    standin.reset()
+    directory = tmp_path_factory.mktemp("shared")
+    desk = make_desk(directory, wheels=kernel_wheels, cache=warm_cache, standin=standin)
+    yield desk
+    standin.reset()
+
+
+def test_servers_at_once_share_one_install_that_a_stop_of_one_does_not_end(shared: Desk) -> None:
+    hubs_own = shared.home / "hubs-own"
+    hubs_own.mkdir()
+    foreign = {"VIRTUAL_ENV": str(hubs_own), "PYTHONPATH": str(hubs_own), "MY_PASSWORD": TOKEN}
+    wait = (*CPU, "--wait", "60")
+    stopped = shared.start(*wait, command=("touch", str(shared.home / "started")), **foreign)
+    with installer_stopped(shared), stopped:
+        wait_for(shared.folders)
+        first = shared.folders()[0]
+        record = wait_for(lambda: _at_work(first))
+        environment = Path(f"/proc/{record.pid}/environ").read_bytes()
+        assert TOKEN.encode() not in environment
+        assert b"VIRTUAL_ENV" not in environment
+        assert b"PYTHONPATH" not in environment
+        assert os.getpriority(os.PRIO_PROCESS, record.pid) == 19
+        command = ("sh", "-c", f"echo $$ ${STATE_VARIABLE} $JUPYTER_PATH")
+        others = [shared.start(*wait, command=command, JUPYTER_PATH="/mine") for _ in range(2)]
+        began = time.monotonic()
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(timeout=PATIENCE) == -signal.SIGTERM
+        assert time.monotonic() - began < 1
+        for other in others:
+            with other:
+                out, errors = other.communicate(timeout=PATIENCE)
+            assert other.returncode == 0
+            assert len(errors.splitlines()) == 2
+            assert "PyTorch 2.13.0+cpu is there" in errors
+            pid, state, path = out.split()
+            assert int(pid) == other.pid
+            assert Path(state).stat().st_mode & 0o777 == 0o700
+            assert path == f"{jupyter_folder(shared.environment)}:/mine"
+        assert shared.ended(first).status == "done"
+    assert not (shared.home / "started").exists()
+    assert len(shared.history()) == 1
+    assert list(hubs_own.iterdir()) == []
+    assert shared.imported() == "2.13.0+cpu"
+    assert TOKEN not in shared.log()
+    assert not [path for path in _files(shared.home) if TOKEN.encode() in path.read_bytes()]
+
+
+def _at_work(folder: Path) -> Record | None:
+    record = read_record(folder)
+    return record if record is not None and record.pid else None
+
+
+def _files(folder: Path) -> list[Path]:
+    names = (".json", ".log", ".jsonl", ".toml", ".cfg")
+    return [path for path in folder.rglob("*") if path.suffix in names and path.is_file()]
+
+
+def test_the_record_tells_all_who_wait_what_there_is(shared: Desk) -> None:
+    record = shared.record()
+    assert (record.status, record.fraction) == ("done", 1.0)
+    assert (record.backend, record.torch) == ("cpu", "2.13.0+cpu")
+    assert (record.kernel, record.kernel_title) == (KERNEL_NAME, KERNEL_TITLE)
+    assert record.target == str(shared.environment)
+    assert shared.environment.name.endswith("-cpu")
+    assert shared.environment.stat().st_mode & 0o777 == 0o700
+    folder = jupyter_folder(shared.environment)
+    assert [path.name for path in folder.iterdir()] == ["kernels"]
+    assert [path.name for path in (folder / "kernels").iterdir()] == [KERNEL_NAME]
+
+
+def test_a_warm_start_starts_nothing(shared: Desk) -> None:
+    done = shared.run(*CPU, command=("env",))
+    folder = shared.folders()[0]
+    assert f"{STATE_VARIABLE}={folder}" in done.stdout.splitlines()
+    assert sorted(path.name for path in folder.iterdir()) == ["server.json", "state.json"]
+    assert (shared.record().status, shared.record().pid) == ("done", 0)
+    assert done.stderr == "torchenv: PyTorch 2.13.0+cpu is there\n"
+
+
+def test_without_a_command_the_kernel_is_offered_in_the_users_own_folder(shared: Desk) -> None:
+    done = shared.run(*CPU, "--wait", "60", command=())
+    assert done.returncode == 0
+    assert shared.ended().status == "done"
+    folder = shared.home / ".local" / "share" / "jupyter" / "kernels" / KERNEL_NAME
+    specification = json.loads((folder / "kernel.json").read_text("utf-8"))
+    assert specification["argv"][0] == str(shared.environment / "bin" / "python")
+
+
+def test_another_image_is_looked_at_once_and_changes_nothing(shared: Desk) -> None:
+    shared.run(*CPU, "--wait", "60", JUPYTER_IMAGE_SPEC="new")
+    assert shared.record().pid
+    assert shared.ended().status == "done"
+    assert len(shared.history()) == 1
+    shared.run(*CPU, JUPYTER_IMAGE_SPEC="new")
+    assert shared.record().pid == 0
+
+
+def test_files_that_went_are_found_and_brought_back(shared: Desk) -> None:
+    (site,) = shared.environment.glob("lib/*/site-packages")
+    for path in (site / "torch").glob("*.py"):
+        path.unlink()
+    done = shared.run(*CPU, "--wait", "60")
+    assert "PyTorch 2.13.0+cpu is there" in done.stderr, shared.log()
+    assert shared.imported() == "2.13.0+cpu"
+
+
+def test_an_index_that_is_away_is_told_with_what_to_do_and_the_server_starts(
+    shared: Desk, fresh_standin: StandIn
+) -> None:
+    fresh_standin.down = True
+    done = shared.run(*VISION, "--wait", "60", command=("echo", "up"))
+    assert (done.returncode, done.stdout) == (0, "up\n")
+    record = shared.ended()
+    assert record.status == "failed"
+    assert "can't be reached" in record.message
+    assert record.hint
+    assert record.message in done.stderr
+    assert shared.imported() == "2.13.0+cpu"
+
+
+def test_a_mirror_without_the_build_is_told_and_nobody_elses_torch_is_taken(
+    shared: Desk, fresh_standin: StandIn
+) -> None:
+    mirror = f"{fresh_standin.mirror_base}/nothing"
+    shared.run(*VISION, "--wait", "60", TORCHENV_INDEX_BASE=mirror)
+    record = shared.ended()
+    assert record.status == "failed"
+    assert mirror in record.message
+    assert shared.imported() == "2.13.0+cpu"
+    # What failed is tried again, and not taken for what is there.
+    assert read_stamp(shared.environment) is None
+
+
+def test_what_waits_in_place_of_a_file_of_ours_keeps_nobody(shared: Desk) -> None:
+    stamp = shared.environment / ".torchenv" / "preinstall.json"
+    stamp.unlink(missing_ok=True)
+    os.mkfifo(stamp)
+    theirs = shared.runs / f"{_PREFIX}theirs"
+    theirs.mkdir()
+    os.mkfifo(theirs / "state.json")
+    (theirs / "server.json").symlink_to("/dev/zero")
+    os.utime(theirs, (0, 0))
+    done = shared.run(*CPU, "--wait", "60", command=("echo", "up"))
+    assert done.stdout == "up\n"
+    assert shared.ended().status == "done", shared.log()
+    assert read_stamp(shared.environment) is not None
+    assert not theirs.exists()
+
+
+HOSTILE = {
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a folder": lambda path: path.mkdir(),
+    "garbage": lambda path: path.write_bytes(b"\xff\x00{"),
+    "another kind of data": lambda path: path.write_text('{"files": 5}', "utf-8"),
+    "deep data": lambda path: path.write_text("[" * 60_000, "utf-8"),
+    "a file without an end": lambda path: path.write_bytes(b" " * 1_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_stamp_that_nobody_of_us_wrote_is_none(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / ".torchenv"
+    folder.mkdir()
+    HOSTILE[kind](folder / "preinstall.json")
+    assert read_stamp(tmp_path) is None
+
+
+# ------------------------------------------------------------------------------ a first start fails
+
+
+def test_a_kill_in_the_middle_is_found_and_made_good_by_the_next_start(
+    bare: Desk, fresh_standin: StandIn
+) -> None:
+    fresh_standin.rate = 100_000
+    with installer_stopped(bare):
+        bare.run(*CPU)
+        folder = bare.folders()[0]
+
+        def fetching() -> Record | None:
+            record = read_record(folder)
+            is_far = record is not None and record.message.startswith("Downloading")
+            return record if is_far else None
+
+        kill(wait_for(fetching).pid)
+        assert bare.record(folder).status == "running"
+        fresh_standin.rate = None
+        # One that was killed as it made the environment has not come to its kernel's end.
+        marker = bare.environment / ".torchenv" / "furnished.json"
+        marker.write_text('{"made": true}', "ascii")
+        (site,) = bare.environment.glob("lib/*/site-packages")
+        shutil.rmtree(site / "ipykernel")
+        done = bare.run(*CPU, "--wait", "60")
+    assert "PyTorch 2.13.0+cpu is there" in done.stderr, bare.log()
+    assert bare.imported() == "2.13.0+cpu"
+    assert (next(bare.environment.glob("lib/*/site-packages")) / "ipykernel").is_dir()
+
+
+def test_a_full_disk_is_told_and_the_server_starts(bare: Desk, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a disk that is full")
+    try:
+        done = bare.run(*CPU, "--wait", "60", command=("echo", "up"), XDG_DATA_HOME=str(place))
+        record = bare.ended()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert done.stdout == "up\n"
+    assert record.status == "failed"
+    assert "space" in f"{record.message} {record.hint}"
+
+
+def test_a_home_that_can_not_be_written_is_told_and_the_server_starts(bare: Desk) -> None:
+    done = bare.run(*CPU, "--wait", "60", command=("echo", "up"), XDG_DATA_HOME="/proc/mine")
+    assert done.stdout == "up\n"
+    record = bare.ended()
+    assert record.status == "failed"
+    assert "can't be written" in record.message
+
+
+# ------------------------------------------------------------------------- a user without any right
+
+
+def test_a_user_gets_a_kernel_of_their_own_beside_a_server_that_is_roots(
+    tmp_path_factory: pytest.TempPathFactory, kernel_wheels: Path, fresh_standin: StandIn
+) -> None:
+    user = 61_234
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    directory = tmp_path_factory.mktemp("user")
+    for folder in (directory, *directory.parents[:2]):
+        folder.chmod(0o755)
+    desk = make_desk(
+        directory, wheels=kernel_wheels, cache=directory / "home" / "cache",
+        standin=fresh_standin, user=user,
+    )  # fmt: skip
+    program = "import os, sys; os.open(sys.argv[1], os.O_RDONLY); import torchenv_magic"
+    for needed in (kernel_wheels, fresh_standin.bundle):
+        for folder in (needed, *needed.parents[:2]):
+            folder.chmod(folder.stat().st_mode | 0o055)
+        able = subprocess.run(
+            [sys.executable, "-c", program, str(needed)], user=user, group=user, check=False,
+            extra_groups=[], capture_output=True, text=True, cwd="/",
+        )  # fmt: skip
+        if able.returncode:
+            pytest.skip(f"another user can't run this Python: {able.stderr[-200:]}")
+    # No hub is told of: it is root's, which is enough.
+    kernel = (
+        "from jupyter_client.manager import start_new_kernel\n"
+        f"manager, client = start_new_kernel(kernel_name={KERNEL_NAME!r})\n"
+        "client.execute_interactive('import torch; print(torch.__version__)', timeout=60)\n"
+        "client.stop_channels(); manager.shutdown_kernel(now=True)\n"
+    )
+    command = (sys.executable, "-c", kernel)
+    done = desk.run(*CPU, "--wait", "80", command=command, TORCHENV_HUB_ENVIRONMENT="")
+    assert done.returncode == 0, done.stderr + desk.log()
+    assert done.stdout == "2.13.0+cpu\n"
+    assert desk.environment.stat().st_uid == user
+    assert Path(desk.record().target) == desk.environment
