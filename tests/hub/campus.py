@@ -64,7 +64,8 @@ class UnixUser:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.uids().real == self.uid:
+                # Of a zombie only its number is left, for as long as nobody asks after it.
+                if process.uids().real == self.uid and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
                 continue

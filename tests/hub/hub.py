@@ -41,6 +41,8 @@ c.JupyterHub.bind_url = facts["url"]
 c.JupyterHub.hub_bind_url = facts["hub_url"]
 c.ConfigurableHTTPProxy.api_url = facts["proxy_url"]
 c.ConfigurableHTTPProxy.command = facts["proxy"]
+# Else a hub that is started again is a stranger to the proxy of the one before.
+c.ConfigurableHTTPProxy.auth_token = facts["token"]
 c.ConfigurableHTTPProxy.pid_file = facts["directory"] + "/proxy.pid"
 c.JupyterHub.db_url = "sqlite:///" + facts["directory"] + "/hub.sqlite"
 c.JupyterHub.cookie_secret_file = facts["directory"] + "/cookie_secret"
@@ -135,6 +137,8 @@ class Hub:
         self._single_user = single_user
         self.log_file = directory / "hub.log"
         self.url = ""
+        self.token = _TOKEN
+        """Of a service that may do what the tests have it do."""
         self._environment = environment or {}
         self._identity = uuid.uuid4().hex
         self._process: subprocess.Popen[bytes] | None = None
@@ -184,7 +188,7 @@ class Hub:
                 return f"{self.url}{model['url'].lstrip('/')}"
             if time.monotonic() > deadline or not model.get("pending"):
                 raise ServerError(f"the server was not ready in time\n{self.log()[-3000:]}")
-            time.sleep(0.1)
+            time.sleep(0.25)
 
     def end(self, server: HubServer) -> None:
         """End a user's server; its files stay."""
@@ -295,9 +299,21 @@ class Hub:
 
         `accept` is a status that is no answer and no error.
         """
+        return self.ask_at(f"{self.url}hub/api/", method, path, body, accept=accept)
+
+    def ask_at(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        accept: int | None = None,
+    ) -> Any:
+        """Ask a user's server, at the address that the hub gave for it, as `ask` does the hub."""
         data = None if method == "GET" else json.dumps(body or {}).encode()
         request = urllib.request.Request(
-            f"{self.url}hub/api/{path}",
+            f"{address}{path}",
             data=data,
             headers={"Authorization": f"token {_TOKEN}"},
             method=method,

@@ -105,6 +105,7 @@ def apply_user_options(
             choice = read_choice(user_options, offered)
         except RequestError as error:
             # The hub keeps options before they are looked at: the next start would be refused too.
+            spawner.user_options = others
             if (kept := getattr(spawner, "orm_spawner", None)) is not None:
                 kept.user_options = others
             _log(spawner).warning("%s: %s", _name(spawner), error.message)
