@@ -16,7 +16,11 @@ from torchenv_magic.installation.own_wheel import wheel_of
 @pytest.fixture(scope="session")
 def kernel_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of all that a kernel needs, packed from what is installed here."""
-    folder = tmp_path_factory.mktemp("kernel-wheels")
+    return pack_kernel_wheels(tmp_path_factory.mktemp("kernel-wheels"))
+
+
+def pack_kernel_wheels(folder: Path) -> Path:
+    """Fill the folder with them; return it."""
     for name in _closure("ipykernel", "torchenv-magic") - {"torchenv-magic"}:
         wheel_of(importlib.metadata.distribution(name), folder)
     make_wheel(folder, "pip", "99", files={"pip/__init__.py": ""})

@@ -25,6 +25,7 @@ from traitlets.config import Config
 from tests.spawners.programs import Recorder
 from tests.spawners.stage import EXAMPLES, TOKEN, choose, load, make_spawner
 from torchenv_magic.hub import OPTION
+from torchenv_magic.words import parse_words
 
 WRAPPED = ["torchenv", "preinstall", "--", "jupyterhub-singleuser"]
 CONFIGURATIONS = {
@@ -452,3 +453,16 @@ def test_a_job_s_script_runs_the_wrapper_on_its_node_and_then_the_server(
     (call,) = server.calls
     assert call["variables"]["TORCHENV_BACKEND"] == "cpu"
     assert [path for path, _ in Port.told] == ["/hub/api/batchspawner"]
+
+
+# ---------------------------------------------------------------------------------------- an image
+
+
+def test_what_an_image_is_built_by_is_in_our_own_words() -> None:
+    text = (EXAMPLES / "image" / "Dockerfile").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("RUN torchenv ")]
+    parse_words(line.removeprefix("RUN torchenv ").split(), notebook=False)
+    folder = line.split()[3]
+    assert f"ENV TORCHENV_FIND_LINKS={folder}\n" in text
+    # Root's, so that no user of a container can put a wheel there for the next one.
+    assert text.index("USER root") < text.index(line) < text.index("USER ${NB_UID}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from traitlets.config import Config
 
 from torchenv_magic.hub import OPTION, configure
+from torchenv_magic.words import parse_words
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "jupyterhub.md").read_text(encoding="utf-8")
@@ -38,6 +39,13 @@ def test_each_variable_is_one_that_the_package_reads() -> None:
     names = set(re.findall(r"`(TORCHENV_[A-Z_]+)", PAGE))
     assert len(names) > 6
     assert {name for name in names if f'"{name}"' not in SOURCES} == set()
+
+
+def test_each_command_is_in_our_own_words() -> None:
+    lines = re.findall(r"^# torchenv (.+)$", PAGE, re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        parse_words(line.split(), notebook=False)
 
 
 def test_a_link_chooses_by_the_option_s_name() -> None:
