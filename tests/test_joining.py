@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,13 @@ import pytest
 from tests.kernels import Kernel
 from tests.test_words_in_kernel import CELL, shown
 from tests.workplace import Workplace
-from torchenv_magic.preinstall.record import STATE_VARIABLE, is_running, read_record
+from torchenv_magic.preinstall.record import (
+    STATE_VARIABLE,
+    Record,
+    is_running,
+    read_record,
+    write_record,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="nothing tells there whether an installer lives"
@@ -149,6 +156,40 @@ def test_install_that_was_killed_is_told_and_the_next_one_sets_it_right(
     kernel.run("%torchenv", cell_id=CELL)
     until_picker(kernel, "nothing to do")
     assert "from outside" not in kernel.value(FACTS)
+
+
+def test_word_in_an_environment_that_is_not_ours_points_to_the_kernel_that_is_there(
+    workplace: Workplace, kernel: Kernel
+) -> None:
+    (workplace.environment.directory / "conda-meta").mkdir()
+    (workplace.environment.directory / "conda-meta" / "frozen").touch()
+    directory = workplace.directory / "begun"
+    directory.mkdir()
+    write_record(
+        directory,
+        Record(
+            status="done",
+            message="PyTorch 2.13.0+cpu is there",
+            target=str(directory),
+            kernel="torchenv",
+            kernel_title="PyTorch (torchenv)",
+            torch="2.13.0+cpu",
+        ),
+    )
+    kernel.run(f"import os; os.environ[{STATE_VARIABLE!r}] = {str(directory)!r}")
+    try:
+        request = kernel.send("%torchenv install cpu", cell_id=CELL)
+        assert kernel.reply(request)["status"] == "error"
+        kernel.run("%torchenv", cell_id=CELL)
+        until_picker(kernel, "elsewhere")
+        said = kernel.value("picker().view.said.value")
+        kernel.run("picker().view.secondary.click()")
+        until_picker(kernel, "not yours")
+    finally:
+        shutil.rmtree(workplace.environment.directory / "conda-meta")
+
+    assert "choose “PyTorch (torchenv)”, then run `%torchenv verify`" in shown(kernel, request)[-1]
+    assert "torch 2.13.0+cpu is installed for the kernel “PyTorch (torchenv)”" in said
 
 
 def test_install_that_failed_is_told_with_its_hint_and_its_log(

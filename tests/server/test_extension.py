@@ -160,6 +160,8 @@ def test_install_runs_beside_the_server_and_what_comes_after_knows_of_it(place: 
     )
     assert record["status"] == "done", record
     assert (record["torch"], record["kernel"]) == ("2.13.0+cpu", "torchenv")
+    # Nobody is left of it.
+    until(lambda: not psutil.pid_exists(record["pid"]), "the end of the installer's process")
     kernel = server.request("POST", "api/kernels", {"name": "torchenv"})
     with Kernel.attach(server.runtime_directory / f"kernel-{kernel['id']}.json") as client:
         assert client.value("__import__('torch').__version__") == "2.13.0+cpu"

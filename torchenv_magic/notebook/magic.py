@@ -20,6 +20,7 @@ from torchenv_magic.errors import (
     InstallCancelled,
     RequestError,
     RestartError,
+    TargetError,
     TorchEnvError,
     VerificationError,
 )
@@ -116,7 +117,7 @@ def _picker(shell: InteractiveShell, words: Words) -> Status | None:
             return None
     elif front_end.kind == "jupyter":
         reason = "ipywidgets is not installed, so the picker can't be shown"
-    status = _look(words)
+    status = _status(shell, words)
     print(f"{reason}: `%torchenv install` does the same in words.")  # noqa: T201
     return status
 
@@ -165,12 +166,27 @@ def _install(shell: InteractiveShell, words: Words) -> Verification | None:
     front_end = read_front_end(shell)
     restart = Restart(shell, front_end)
     view = _view(front_end)
-    _, state = _run_job(view, words)
+    try:
+        _, state = _run_job(view, words)
+    except TargetError as error:
+        error.hint = _hint_at_other_kernel(front_end) or error.hint
+        raise
     result = state.result
     if result is None or not result.changed:
         view.clear()
         return _verify(shell, words)
     return _Ending(shell, front_end, restart, view, result, words).go()
+
+
+def _hint_at_other_kernel(front_end: FrontEnd) -> str:
+    """Return how to get at the kernel that the server has made for PyTorch; empty without one."""
+    preinstall = read_preinstall()
+    if preinstall is None or not preinstall.has_kernel:
+        return ""
+    record = preinstall.record
+    title = record.kernel_title or record.kernel
+    how = how_to_choose(front_end.kind, name=record.kernel, display_name=title)
+    return f"PyTorch is in another kernel: {how[0].lower()}{how[1:]}"
 
 
 def _undo(shell: InteractiveShell, words: Words) -> Verification | None:
