@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.preinstall.desk import PATIENCE, TOKEN, Desk, installer_stopped, kill, wait_for
 from tests.standin import StandIn
 from torchenv_magic.preinstall.launch import _PREFIX
 from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, jupyter_folder
-from torchenv_magic.preinstall.record import STATE_VARIABLE, Record, read_record
+from torchenv_magic.preinstall.record import (
+    STATE_VARIABLE,
+    Record,
+    is_running,
+    read_record,
+)
 from torchenv_magic.preinstall.stamp import read_stamp
 
 pytest_plugins = ["tests.kernel_wheels", "tests.target_fixtures"]
@@ -162,6 +167,35 @@ def test_files_that_went_are_found_and_brought_back(shared: Desk) -> None:
     assert shared.imported() == "2.13.0+cpu"
 
 
+def test_a_build_that_a_person_chose_since_stays_until_another_is_named_anew(
+    shared: Desk,
+) -> None:
+    """The desk's own environment is `--env`'s here, as one for a build at home has no other."""
+    target = ("--env", str(shared.environment))
+    shared.run(*CPU, "--wait", "60", *target)
+    assert shared.ended().status == "done", shared.log()
+    install = ["torchenv", "install", "cpu", "torch==2.12.0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torchenv_magic", *install[1:], "--python", str(shared.environment)],
+        env=shared.variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (CPU, ("--backend", "auto")):
+        for _ in ("checked", "warm"):
+            done = shared.run(*line, "--wait", "60", *target)
+            assert "PyTorch 2.12.0+cpu, which you installed, stays" in done.stderr, shared.log()
+        assert shared.record().pid == 0
+        assert shared.imported() == "2.12.0+cpu"
+    # What nobody but a person has now is not what the admin newly names.
+    shared.run("--backend", "cu126", "--wait", "60", *target)
+    assert shared.imported() == "2.13.0+cu126"
+    shared.run(*CPU, "--wait", "60", *target)
+    assert shared.imported() == "2.13.0+cpu"
+
+
 def test_an_index_that_is_away_is_told_with_what_to_do_and_the_server_starts(
     shared: Desk, fresh_standin: StandIn
 ) -> None:
@@ -226,31 +260,22 @@ def test_a_stamp_that_nobody_of_us_wrote_is_none(tmp_path: Path, kind: str) -> N
 # ------------------------------------------------------------------------------ a first start fails
 
 
-def test_a_kill_in_the_middle_is_found_and_made_good_by_the_next_start(
-    bare: Desk, fresh_standin: StandIn
-) -> None:
-    fresh_standin.rate = 100_000
+def test_a_kill_in_the_middle_is_found_and_made_good_by_the_next_start(bare: Desk) -> None:
     with installer_stopped(bare):
         bare.run(*CPU)
         folder = bare.folders()[0]
-
-        def fetching() -> Record | None:
-            record = read_record(folder)
-            is_far = record is not None and record.message.startswith("Downloading")
-            return record if is_far else None
-
-        kill(wait_for(fetching).pid)
+        wait_for(lambda: list(bare.environments.glob("*/lib/*/site-packages/*.dist-info")))
+        installer = psutil.Process(bare.record(folder).pid)
+        for process in (installer, *installer.children(recursive=True)):
+            kill(process.pid)
         assert bare.record(folder).status == "running"
-        fresh_standin.rate = None
-        # One that was killed as it made the environment has not come to its kernel's end.
-        marker = bare.environment / ".torchenv" / "furnished.json"
-        marker.write_text('{"made": true}', "ascii")
-        (site,) = bare.environment.glob("lib/*/site-packages")
-        shutil.rmtree(site / "ipykernel")
+        assert not is_running(bare.record(folder))
+        for path in bare.environment.glob("lib/*/site-packages/*/__init__.py"):
+            path.unlink()
         done = bare.run(*CPU, "--wait", "60")
     assert "PyTorch 2.13.0+cpu is there" in done.stderr, bare.log()
     assert bare.imported() == "2.13.0+cpu"
-    assert (next(bare.environment.glob("lib/*/site-packages")) / "ipykernel").is_dir()
+    assert list(bare.environment.glob("lib/*/site-packages/ipykernel/__init__.py"))
 
 
 def test_a_full_disk_is_told_and_the_server_starts(bare: Desk, tmp_path: Path) -> None:

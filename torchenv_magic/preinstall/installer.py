@@ -24,9 +24,16 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from torchenv_magic import __version__
+from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.demand import parse_requirement
-from torchenv_magic.environment import Environment, family, read_environment, shown_path
+from torchenv_magic.environment import (
+    Environment,
+    family,
+    installed_backend,
+    read_environment,
+    shown_path,
+)
 from torchenv_magic.errors import (
     BusyError,
     ConflictError,
@@ -35,6 +42,7 @@ from torchenv_magic.errors import (
     TargetError,
     TorchEnvError,
 )
+from torchenv_magic.installation.history import read_entries
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.layers import (
     Layer,
@@ -43,7 +51,7 @@ from torchenv_magic.installation.layers import (
     choose_layer,
     find_layers,
 )
-from torchenv_magic.installation.plan import Plan, ask, looks_satisfied
+from torchenv_magic.installation.plan import Plan, ask, is_met, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
 from torchenv_magic.installation.settings import Sites, read_sites
@@ -59,18 +67,21 @@ from torchenv_magic.preinstall.place import (
 from torchenv_magic.preinstall.record import LOG_NAME
 from torchenv_magic.preinstall.report import Report
 from torchenv_magic.preinstall.stamp import (
+    Last,
     Stamp,
     circumstances,
     files_of,
     holds,
+    read_last,
     read_stamp,
     remove_stamp,
+    write_last,
     write_stamp,
 )
 from torchenv_magic.preinstall.wish import Wish
 from torchenv_magic.selection import Request, parse_backend
 from torchenv_magic.state import make_state_directory
-from torchenv_magic.status import Status, read_selection, read_status
+from torchenv_magic.status import Status, read_selection, read_status, verdict
 
 __all__ = ["main"]
 
@@ -91,6 +102,19 @@ class Order:
     notice: str = ""
     since: str = ""
     offers_kernel: bool = False
+
+
+_THERE = " is there"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is there at the end."""
+
+    environment: Environment
+    backend: str
+    remark: str = _THERE
+    """What is to be said of it, after its name."""
 
 
 def main() -> int:
@@ -204,18 +228,21 @@ def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None
             return
         remove_stamp(place.prefix)
         if not place.is_own and (there := _there_already(request)) is not None:
-            environment, backend, kernel = there.environment, str(there.installed_backend), ""
+            found = _Found(there.environment, str(there.installed_backend))
+            kernel = ""
             logger.info("the server's own environment has what is wished for")
         else:
-            environment, backend = _bring(order, request, report, tell, cancellation)
+            found = _bring(order, request, report, tell, cancellation)
             kernel = "" if place.is_own else KERNEL_NAME
+        environment = found.environment
         stamp = Stamp(
             circumstances=_circumstances(order),
             target=str(environment.prefix),
             kernel=kernel,
             kernel_title=KERNEL_TITLE if kernel else "",
-            backend=backend,
+            backend=found.backend,
             torch=_version(environment),
+            message=f"PyTorch {_version(environment)}{found.remark}",
             files=files_of(_metadata(environment, request)),
         )
         place.prefix.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -294,8 +321,8 @@ def _there_already(request: Request) -> Status | None:
 
 def _bring(
     order: Order, request: Request, report: Report, tell: OnEvent, cancellation: Cancellation
-) -> tuple[Environment, str]:
-    """Install what is wished for; return the environment as it is then, and the build's name."""
+) -> _Found:
+    """Install what is wished for; return what is there then."""
     place = order.place
     # An environment that is kept by us has no settings of its own: the server's hold there.
     settings = Path(sys.prefix) if place.is_ours else place.prefix
@@ -307,13 +334,56 @@ def _bring(
         python = prepared.python
         report.know(kernel=KERNEL_NAME, kernel_title=KERNEL_TITLE)
         if layer is not None and prepared.has_layer:
-            return read_environment(python), str(layer.backend)
+            return _installed(order, read_environment(python), str(layer.backend))
     if layer is not None:
         _attach(layer, python, tell, cancellation)
-    plan = _install(
-        request, python, sites=sites, report=report, tell=tell, cancellation=cancellation
-    )
-    return read_environment(python), str(plan.backend)
+    environment = read_environment(python)
+    last = read_last(environment.prefix)
+    kept = _kept(order, request, environment, last)
+    if kept is None:
+        plan = _install(
+            request, python, sites=sites, report=report, tell=tell, cancellation=cancellation
+        )
+        return _installed(order, read_environment(python), str(plan.backend))
+    # Of theirs nothing is touched, also not what they have asked for, where nothing is missing.
+    if not looks_satisfied(ask(request, environment, kept), environment):
+        request = replace(request, backend=kept)
+        _install(request, python, sites=sites, report=report, tell=tell, cancellation=cancellation)
+    remark = _THERE if last is None else ", which you installed, stays"
+    return _Found(read_environment(python), str(kept), remark)
+
+
+def _installed(order: Order, environment: Environment, backend: str) -> _Found:
+    last = Last(backend=order.wish.backend, torch=_version(environment))
+    write_last(environment.prefix, last)
+    return _Found(environment, backend)
+
+
+def _kept(
+    order: Order, request: Request, environment: Environment, last: Last | None
+) -> Backend | None:
+    """Return the build that is there, where a person has put it there since.
+
+    Whoever chose another build in a notebook doesn't lose it by a new start of the server, as long
+    as it does here. A build that an admin or a form names anew is newer than that.
+    """
+    torch = _version(environment)
+    backend = installed_backend(environment)
+    if backend is None or not torch or (last is not None and last.torch == torch):
+        return None
+    wished = order.wish.backend
+    if wished != "auto" and (last is None or last.backend != wished):
+        return None
+    if any(is_met(text, environment) is False for text in request.requirements):
+        return None
+    selection = read_status(request, python=environment.interpreter.executable).selection
+    entries = read_entries(environment.prefix)
+    if entries and entries[-1].torch == torch and entries[-1].command != COMMAND:
+        # By a line of theirs: a build for the processor may be just what they want.
+        fits = any(each.backend == backend and each.fits for each in selection.alternatives)
+    else:
+        fits = verdict(selection, backend) is None
+    return backend if fits else None
 
 
 def _layer(request: Request, report: Report) -> Layer | None:
@@ -417,7 +487,7 @@ def _tell_of(stamp: Stamp, order: Order, report: Report) -> None:
         backend=stamp.backend,
         torch=stamp.torch,
     )
-    report.done(f"PyTorch {stamp.torch} is there")
+    report.done(stamp.message)
 
 
 def _version(environment: Environment) -> str:

@@ -115,7 +115,7 @@ def begin(wish: Wish, *, environ: Mapping[str, str], offers_kernel: bool = False
     if stamp is not None and holds(stamp, now) and not offers_kernel:
         record = Record(
             status="done",
-            message=f"PyTorch {stamp.torch} is there",
+            message=stamp.message,
             fraction=1.0,
             target=stamp.target,
             kernel=stamp.kernel,

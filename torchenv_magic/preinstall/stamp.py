@@ -28,18 +28,22 @@ from torchenv_magic.preinstall.record import own_user, read_private, write_priva
 from torchenv_magic.preinstall.wish import Wish
 
 __all__ = [
+    "Last",
     "Stamp",
     "circumstances",
     "files_of",
     "holds",
+    "read_last",
     "read_stamp",
     "remove_stamp",
+    "write_last",
     "write_stamp",
 ]
 
 _SCHEMA = 1
 _LARGEST = 64_000
 _NAME = "preinstall.json"
+_LAST_NAME = "preinstall-last.json"
 # Of what a person sets, what changes the choice.
 _DECIDING = ("TORCHENV_FIND_LINKS", "TORCHENV_INDEX_BASE", "TORCHENV_LAYERS", "UV_TORCH_BACKEND")
 # Whether there is a GPU, not which: a batch system hands out another one each time.
@@ -65,6 +69,8 @@ class Stamp:
     kernel_title: str
     backend: str
     torch: str
+    message: str
+    """One sentence about it."""
     files: dict[str, list[int]]
     """The folders of the packages' metadata with their times: who installs something else, or
     removes a package, changes these."""
@@ -149,6 +155,38 @@ def remove_stamp(prefix: Path) -> None:
     OSError
     """
     _path(prefix).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Last:
+    """What the last preinstall has installed, and for which wish: all else came by somebody."""
+
+    backend: str
+    """What was wished for, `auto` too."""
+    torch: str
+
+
+def read_last(prefix: Path) -> Last | None:
+    """Return what the last preinstall has installed there; None where none did."""
+    path = _path(prefix).with_name(_LAST_NAME)
+    try:
+        data = json.loads(read_private(path, largest=_LARGEST, owner=own_user()) or b"")
+        backend, torch = data["backend"], data["torch"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    if not isinstance(backend, str) or not isinstance(torch, str):
+        return None
+    return Last(backend=backend, torch=torch)
+
+
+def write_last(prefix: Path, last: Last) -> None:
+    """Remember what was installed, whatever becomes of the stamp.
+
+    Raises
+    ------
+    OSError
+    """
+    write_private(_path(prefix).with_name(_LAST_NAME), json.dumps(asdict(last)).encode("ascii"))
 
 
 def _path(prefix: Path) -> Path:
