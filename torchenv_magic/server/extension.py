@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +113,6 @@ async def _start(
     if serverapp.kernel_spec_manager is not None:
         _offer_kernels(serverapp.kernel_spec_manager, begun.variables)
     preinstall.directory = begun.directory
-    if begun.running:
-        _wait_for_its_end(begun.directory)
     state = "runs" if begun.running else "has nothing to do"
     serverapp.log.info("torchenv: the preinstall %s (%s)", state, begun.directory)
 
@@ -131,20 +126,6 @@ def _begin(environ: Mapping[str, str]) -> Begun:
     from torchenv_magic.preinstall.wish import wish_of
 
     return begin(wish_of(environ), environ=environ)
-
-
-def _wait_for_its_end(directory: Path) -> None:
-    """Have the system forget the installer as soon as it has ended: it is this process's child."""
-    record = read_record(directory, owner=own_user())
-    if sys.platform == "win32" or record is None or record.pid <= 0:
-        return
-
-    def wait(pid: int) -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
-
-    # A thread that a server which ends meanwhile does not wait for.
-    threading.Thread(target=wait, args=(record.pid,), name="torchenv-wait", daemon=True).start()
 
 
 def _offer_kernels(manager: KernelSpecManager, variables: Mapping[str, str]) -> None:
