@@ -10,7 +10,9 @@ from tests.browser.fixtures import OpenPage
 from tests.browser.front_end import FrontEndPage
 from tests.browser.server import FrontEndName
 from tests.browser.stage import LOAD, MakeStage, Stage
+from tests.browser.visit import UNSAVED
 from tests.standin import StandIn
+from torchenv_magic.notebook.cells import VERIFICATION_SOURCE, VERIFICATION_TAG
 
 pytestmark = pytest.mark.browser
 
@@ -40,13 +42,23 @@ def assert_calm(page: FrontEndPage) -> None:
     assert [error for error in page.console_errors() if not error.startswith(own)] == []
 
 
-def test_picker_and_run_all(here: Stage, fresh_standin: StandIn, open_page: OpenPage) -> None:
+VERSIONS = {"oldest lab": "4.0.2", "oldest notebook": "7.0.0"}
+
+
+def test_picker_and_run_all(
+    request: pytest.FixtureRequest, here: Stage, fresh_standin: StandIn, open_page: OpenPage
+) -> None:
     """Progress, Cancel, Interrupt, an install by button; Run All stops once and comes through."""
     fresh_standin.rate = RATE
-    page = open_page(here.server, here.notebook("picker.ipynb", LOAD, "%torchenv"))
+    page = open_page(here.server, here.notebook("picker.ipynb", LOAD, "%torchenv", "1"))
+    version = page.perform(lambda raw: raw.evaluate("window.jupyterapp.version"))
+    assert version == VERSIONS.get(request.node.callspec.id, version)
+    kernel = page.kernel_id()
     page.run_cell(0)
     page.run_cell(1)
     page.wait_for_output(1, "recommended")
+    page.save()
+    page.edit_cell(3, UNSAVED)
     before = here.environment.snapshot()
     for stop in ("Cancel", "Interrupt"):
         page.click(1, INSTALL)
@@ -62,6 +74,11 @@ def test_picker_and_run_all(here: Stage, fresh_standin: StandIn, open_page: Open
     page.wait_for_output(2, "PyTorch works", timeout=120)
     page.wait_for_output(1, r"the kernel was restarted")
     page.wait_for_kernel("idle")
+    # The plugin has restarted the kernel that was there, in a notebook that keeps what was typed.
+    assert page.kernel_id() == kernel
+    assert [cell.source for cell in page.cells()][1:] == ["%torchenv", VERIFICATION_SOURCE, UNSAVED]
+    assert page.cells()[2].tags == (VERIFICATION_TAG,)
+    assert page.is_dirty()
     assert_calm(page)
 
     install = f"{LOAD}\n%torchenv install cpu torch==2.12.0"

@@ -333,29 +333,6 @@ def nobody_else_gets_in(server: JupyterServer) -> None:
         direct.open(f"{server.url}api/kernels", timeout=10)
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_the_oldest_front_ends_are_driven_too(
-    front_end: FrontEndName,
-    make_server: MakeServer,
-    oldest_server_python: Path,
-    open_page: OpenPage,
-) -> None:
-    """The application, cells, widgets and the state of the kernel are found as in the newest."""
-    server = make_server(front_end=front_end, python=oldest_server_python)
-    page = open_page(server, server.create_notebook("old.ipynb", [WIDGET]))
-    version = page.perform(lambda raw: raw.evaluate("window.jupyterapp.version"))
-    assert version == {"lab": "4.0.2", "notebook": "7.0.0"}[front_end]
-    the_widget_answers(page, 0)
-    added = page.add_cell("print(6 * 7)", index=0)
-    assert page.run_cell(added) == "ok"
-    assert page.cell_output_text(added).strip() == "42"
-    assert page.is_dirty()
-    page.save()
-    page.wait_for_kernel("idle")
-    assert page.dialogs() == []
-    assert page.console_errors() == []
-
-
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The error of a server that ends at once holds its own words."""
     absent = str(tmp_path / "absent")

@@ -295,15 +295,13 @@ def test_where_every_way_is_closed_the_kernel_lives_on_and_one_sentence_says_wha
     ("name", "front_end"),
     [
         ("plugin", "lab"),
-        ("plugin", "notebook"),
-        ("oldest lab", "lab"),
-        ("oldest notebook", "notebook"),
         ("by gateway", "lab"),
     ],
 )
 def test_the_plugin_restarts_and_runs_the_verification_cell(
     name: str, front_end: FrontEndName, visit: Callable[..., Visit]
 ) -> None:
+    """In the other front ends `test_every_front_end` looks at it."""
     here = visit(name, front_end=front_end)
     here.install()
     assert (here.rungs, here.failures) == (["plugin"], [])
