@@ -36,6 +36,8 @@ class Desk:
     standin: StandIn
     user: int | None = None
     """Another user than the one who runs the tests."""
+    python: Path = Path(sys.executable)
+    """The Python of the server."""
 
     @property
     def runs(self) -> Path:
@@ -72,7 +74,7 @@ class Desk:
         self, *options: str, command: tuple[str, ...] = ("true",), **more: str
     ) -> subprocess.Popen[str]:
         """Start a server as its spawner does."""
-        line = [sys.executable, "-m", "torchenv_magic", "preinstall", *options]
+        line = [str(self.python), "-m", "torchenv_magic", "preinstall", *options]
         return subprocess.Popen(
             [*line, "--", *command] if command else line,
             cwd=self.home,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.browser.kernel_environment import run_uv
+from tests.hub.campus import CampusMissingError, _python_for_everybody
 from tests.preinstall.desk import PATIENCE, TOKEN, Desk, installer_stopped, kill, wait_for
 from tests.standin import StandIn
 from torchenv_magic.preinstall.launch import _PREFIX
@@ -34,9 +38,22 @@ VISION = (*CPU, "torch", "torchvision")
 
 
 def make_desk(
-    directory: Path, *, wheels: Path, cache: Path, standin: StandIn, user: int | None = None
+    directory: Path,
+    *,
+    wheels: Path,
+    cache: Path,
+    standin: StandIn,
+    user: int | None = None,
+    python: Path = Path(sys.executable),
 ) -> Desk:
-    desk = Desk(home=directory / "home", wheels=wheels, cache=cache, standin=standin, user=user)
+    desk = Desk(
+        home=directory / "home",
+        wheels=wheels,
+        cache=cache,
+        standin=standin,
+        user=user,
+        python=python,
+    )
     for folder in (desk.home, desk.runs):
         folder.mkdir()
         if user is not None:
@@ -305,39 +322,68 @@ def test_a_home_that_can_not_be_written_is_told_and_the_server_starts(bare: Desk
 # ------------------------------------------------------------------------- a user without any right
 
 
-def test_a_user_gets_a_kernel_of_their_own_beside_a_server_that_is_roots(
-    tmp_path_factory: pytest.TempPathFactory, kernel_wheels: Path, fresh_standin: StandIn
-) -> None:
-    user = 61_234
+USER = 61_234
+KERNEL = f"""
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name={KERNEL_NAME!r})
+client.execute_interactive("import torch; print(torch.__version__)", timeout=60)
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+"""
+
+
+@pytest.fixture
+def roots_server(
+    kernel_wheels: Path, project_wheel: Path, warm_cache: Path, fresh_standin: StandIn
+) -> Iterator[tuple[Path, Desk]]:
+    """Lend the Python of a server that root has installed, and the desk of somebody else."""
+    try:
+        python = _python_for_everybody()
+    except CampusMissingError as error:
+        pytest.skip(str(error))
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
-    directory = tmp_path_factory.mktemp("user")
-    for folder in (directory, *directory.parents[:2]):
-        folder.chmod(0o755)
-    desk = make_desk(
-        directory, wheels=kernel_wheels, cache=directory / "home" / "cache",
-        standin=fresh_standin, user=user,
-    )  # fmt: skip
-    program = "import os, sys; os.open(sys.argv[1], os.O_RDONLY); import torchenv_magic"
-    for needed in (kernel_wheels, fresh_standin.bundle):
-        for folder in (needed, *needed.parents[:2]):
-            folder.chmod(folder.stat().st_mode | 0o055)
-        able = subprocess.run(
-            [sys.executable, "-c", program, str(needed)], user=user, group=user, check=False,
-            extra_groups=[], capture_output=True, text=True, cwd="/",
-        )  # fmt: skip
-        if able.returncode:
-            pytest.skip(f"another user can't run this Python: {able.stderr[-200:]}")
-    # No hub is told of: it is root's, which is enough.
-    kernel = (
-        "from jupyter_client.manager import start_new_kernel\n"
-        f"manager, client = start_new_kernel(kernel_name={KERNEL_NAME!r})\n"
-        "client.execute_interactive('import torch; print(torch.__version__)', timeout=60)\n"
-        "client.stop_channels(); manager.shutdown_kernel(now=True)\n"
-    )
-    command = (sys.executable, "-c", kernel)
-    done = desk.run(*CPU, "--wait", "80", command=command, TORCHENV_HUB_ENVIRONMENT="")
+    # What a user's process reads has to be readable for it, which pytest's folders are not.
+    directory = Path(tempfile.mkdtemp(prefix="torchenv-user-"))
+    try:
+        directory.chmod(0o755)
+        server = directory / "server"
+        run_uv("venv", "--python", str(python), str(server), cache=warm_cache)
+        place = ("--python", str(server / "bin" / "python"))
+        packages = ("ipykernel", str(project_wheel))
+        links = ("--offline", "--no-index", "--find-links", str(kernel_wheels))
+        run_uv("pip", "install", *place, *links, *packages, cache=warm_cache)
+        shelf = Path(shutil.copytree(kernel_wheels, directory / "wheels"))
+        shelf.chmod(0o755)
+        desk = make_desk(
+            directory,
+            wheels=shelf,
+            cache=directory / "home" / "cache",
+            standin=fresh_standin,
+            user=USER,
+            python=server / "bin" / "python",
+        )
+        yield Path(shutil.copy(fresh_standin.bundle, directory / "bundle.pem")), desk
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_a_user_gets_a_kernel_of_their_own_beside_a_server_that_is_roots(
+    roots_server: tuple[Path, Desk],
+) -> None:
+    bundle, desk = roots_server
+    # No hub is told of: the server's environment is root's, which is enough.
+    own = {"TORCHENV_HUB_ENVIRONMENT": "", "SSL_CERT_FILE": str(bundle)}
+    command = (str(desk.python), "-c", KERNEL)
+    done = desk.run(*CPU, "--wait", "80", command=command, **own)
     assert done.returncode == 0, done.stderr + desk.log()
     assert done.stdout == "2.13.0+cpu\n"
-    assert desk.environment.stat().st_uid == user
+    assert desk.environment.stat().st_uid == USER
     assert Path(desk.record().target) == desk.environment
+    desk.home.joinpath(".local").chmod(0o500)
+    (site,) = desk.environment.glob("lib/*/site-packages")
+    site.chmod(0o500)
+    done = desk.run(*VISION, "--wait", "80", command=("echo", "up"), **own)
+    assert done.stdout == "up\n"
+    assert desk.ended().status == "failed"
+    assert "not writable" in desk.record().message
