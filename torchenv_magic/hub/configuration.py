@@ -162,13 +162,11 @@ class _Configured:
             raise ConfigurationError(
                 "`configure` is called twice for this hub", hint="leave one of the calls out"
             )
-        # A form of the admin's without a function goes through as JupyterHub would have it.
-        reader = before["options_from_form"] or ("passthrough" if before["options_form"] else None)
         self._section("options_form").options_form = options_form(
             variants, **_given(before=before["options_form"])
         )
         self._section("options_from_form").options_from_form = options_from_form(
-            **_given(before=reader)
+            **_given(before=before["options_from_form"])
         )
         apply = before["apply_user_options"]
         self._section("apply_user_options").apply_user_options = apply_user_options(

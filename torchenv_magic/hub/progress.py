@@ -154,14 +154,16 @@ async def _merge(
     Neither waits for the other: KubeSpawner's ends with `start`, before the install does.
     """
     queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    if notice:
-        queue.put_nowait({"message": notice})
-    for event in feed.told():
-        queue.put_nowait(event)
-    feed.listeners.add(queue)
     pump = asyncio.ensure_future(_pump(theirs, queue))
     highest = 0
     try:
+        # What is there at once of theirs was so before anything of ours.
+        await asyncio.sleep(0)
+        if notice:
+            queue.put_nowait({"message": notice})
+        for event in feed.told():
+            queue.put_nowait(event)
+        feed.listeners.add(queue)
         while True:
             event = await queue.get()
             if isinstance(percent := event.get("progress"), int):

@@ -152,21 +152,19 @@ def form_html(offered: Sequence[Variant], *, chosen: str = "", note: str = "") -
     marked = chosen if chosen in [variant.backend for variant in offered] else offered[0].backend
     notice = f'<p id="{OPTION}-note" class="form-text">{html.escape(note)}.</p>' if note else ""
     if len(offered) > _MOST_BUTTONS:
-        return f'<div class="mb-3">{notice}{_select(offered, marked)}</div>'
+        return f"<div>{notice}{_select(offered, marked)}</div>"
     buttons = "".join(
         _button(variant, checked=variant.backend == marked, recommended=variant.backend == AUTO)
         for variant in offered
     )
-    return (
-        f'<fieldset class="mb-3"><legend class="fs-5">PyTorch</legend>{notice}{buttons}</fieldset>'
-    )
+    return f'<fieldset><legend class="fs-5">PyTorch</legend>{notice}{buttons}</fieldset>'
 
 
 def _button(variant: Variant, *, checked: bool, recommended: bool) -> str:
     name = html.escape(variant.backend)
     mark = " <strong>(recommended)</strong>" if recommended else ""
     return (
-        '<div class="form-check text-start">'
+        '<div class="form-check text-start mb-2">'
         f'<input class="form-check-input" type="radio" name="{OPTION}" id="{OPTION}-{name}"'
         f' value="{name}" aria-describedby="{OPTION}-{name}-about"{" checked" if checked else ""}>'
         f'<label class="form-check-label" for="{OPTION}-{name}">'
