@@ -139,6 +139,7 @@ def build_layer(
                 distribution,
                 request,
                 backend,
+                parent=parent,
                 sites=sites,
                 exclusion=exclusion,
                 tell=tell,
@@ -147,16 +148,13 @@ def build_layer(
             tell(Event(phase="check", message="Sealing the layer"))
             layer = _seal(stage, environment, request, backend, command)
             _prove(replace(layer, directory=stage), environment, cancellation, tell)
-            goal = parent / f"{layer.torch}-{layer.python}-{layer.platform}"
+            goal = _goal(parent, layer.torch, environment)
             try:
                 stage.rename(goal)
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise
-                raise InstallError(
-                    f"`{shown_path(goal)}` is there already, and environments may have links to it",
-                    hint="build into another folder, or see `torchenv layer remove -h`",
-                ) from None
+                raise _there(goal) from None
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
@@ -167,6 +165,17 @@ def build_layer(
         ) from error
     tell(Event(phase="done", message="Built the layer"))
     return replace(layer, directory=goal)
+
+
+def _goal(parent: Path, torch: str, environment: Environment) -> Path:
+    return parent / f"{torch}-{environment.interpreter.tag}-{platform_of_here()}"
+
+
+def _there(goal: Path) -> InstallError:
+    return InstallError(
+        f"`{shown_path(goal)}` is there already, and environments may have links to it",
+        hint="build into another folder, or see `torchenv layer -h` for how it is removed",
+    )
 
 
 def own_distribution() -> importlib.metadata.Distribution:
@@ -211,6 +220,7 @@ def _fill(
     request: Request,
     backend: Backend,
     *,
+    parent: Path,
     sites: Sites,
     exclusion: str | None,
     tell: OnEvent,
@@ -241,6 +251,10 @@ def _fill(
     )
     wheels = read_wheels(lock)
     check_builds(wheels, backend, source)
+    torch = next(wheel.version for wheel in wheels if wheel.name == "torch")
+    goal = _goal(parent, torch, environment)
+    if os.path.lexists(goal):
+        raise _there(goal)
     size = sum(wheel.size_bytes or 0 for wheel in wheels)
     about = f", up to {format_bytes(size)} to fetch" if size else ""
     tell(Event(phase="download", message=f"Installing {len(wheels)} packages{about}"))

@@ -6,7 +6,7 @@ uses it, with every folder on the way to it.
 """
 
 # Strings, as a layer has tens of thousands of files.
-# ruff: noqa: PTH109, PTH115, PTH118, PTH120, PTH206
+# ruff: noqa: PTH109, PTH115, PTH117, PTH118, PTH120, PTH206
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["path_problem", "problem_of_status", "tree_problem"]
+__all__ = ["path_problem", "problem_of_status", "stays_inside", "tree_problem"]
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _MOST_LINKS = 40
@@ -75,7 +75,9 @@ def problem_of_status(
     return ""
 
 
-def tree_problem(root: Path, *, user: int | None = None, files: bool = True) -> str:
+def tree_problem(
+    root: Path, *, user: int | None = None, files: bool = True, links: bool = False
+) -> str:
     """Return who else can write something below `root`; a link in it is a problem, too.
 
     Parameters
@@ -83,6 +85,8 @@ def tree_problem(root: Path, *, user: int | None = None, files: bool = True) -> 
     files
         False looks at the folders alone, in a third of the time: in one that only its owner can
         write, a file is what its owner made it, and a layer is built with files that nobody writes.
+    links
+        True lets links be that stay inside, as uv's cache has some.
     """
     user = _user() if user is None else user
     waiting = [str(root)]
@@ -94,6 +98,8 @@ def tree_problem(root: Path, *, user: int | None = None, files: bool = True) -> 
                         continue
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISLNK(status.st_mode):
+                        if links and stays_inside(str(root), entry.path):
+                            continue
                         return f"{entry.path} is a link"
                     # Short-cut: a layer has tens of thousands, and all are in order.
                     if status.st_uid not in (0, user) or status.st_mode & _OTHERS_WRITE:
@@ -103,6 +109,13 @@ def tree_problem(root: Path, *, user: int | None = None, files: bool = True) -> 
     except OSError as error:
         return f"{error.filename} can't be looked at: {error.strerror}"
     return ""
+
+
+def stays_inside(root: str, link: str) -> bool:
+    """Whether a link leads to something below `root`, wherever that lies."""
+    goal = os.readlink(link)
+    inside = os.path.normpath(os.path.join(os.path.dirname(link), goal))
+    return not os.path.isabs(goal) and inside.startswith(root + os.sep)
 
 
 def _user() -> int:
