@@ -38,6 +38,7 @@ class Desk:
     """Another user than the one who runs the tests."""
     python: Path = Path(sys.executable)
     """The Python of the server."""
+    program: tuple[str, ...] = ("-m", "torchenv_magic")
 
     @property
     def runs(self) -> Path:
@@ -74,7 +75,7 @@ class Desk:
         self, *options: str, command: tuple[str, ...] = ("true",), **more: str
     ) -> subprocess.Popen[str]:
         """Start a server as its spawner does."""
-        line = [str(self.python), "-m", "torchenv_magic", "preinstall", *options]
+        line = [str(self.python), *self.program, "preinstall", *options]
         return subprocess.Popen(
             [*line, "--", *command] if command else line,
             cwd=self.home,

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -295,20 +296,45 @@ def test_a_kill_in_the_middle_is_found_and_made_good_by_the_next_start(bare: Des
     assert list(bare.environment.glob("lib/*/site-packages/ipykernel/__init__.py"))
 
 
-def test_a_full_disk_is_told_and_the_server_starts(bare: Desk, tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+def on_small_disk(bare: Desk, megabytes: int, **more: str) -> tuple[Record, int]:
+    """Start a server whose home is a disk of that size; return how it ended, and what is left."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", str(bare.home)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can make a disk that is full")
     try:
-        done = bare.run(*CPU, "--wait", "60", command=("echo", "up"), XDG_DATA_HOME=str(place))
-        record = bare.ended()
+        done = bare.run(*CPU, "--wait", "60", command=("echo", "up"), **more)
+        assert done.stdout == "up\n"
+        used = shutil.disk_usage(bare.home).used
+        return bare.ended(), used
     finally:
-        subprocess.run(["umount", str(place)], check=True)
-    assert done.stdout == "up\n"
+        subprocess.run(["umount", "--lazy", str(bare.home)], check=True)
+
+
+def test_a_disk_that_is_too_small_stays_as_it_was(bare: Desk) -> None:
+    record, used = on_small_disk(bare, 150)
     assert record.status == "failed"
-    assert "space" in f"{record.message} {record.hint}"
+    assert record.message.startswith("There is too little space: about 200.0 MB are needed")
+    assert used < 1_000_000
+
+
+def test_a_disk_that_fills_up_on_the_way_is_made_empty_again(bare: Desk) -> None:
+    """What is free and what may be taken differ, as with a quota: the check is led by the nose."""
+    lie = bare.home.parent / "lie"
+    lie.mkdir()
+    patch = "import shutil; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(9**12, 0, 9**12)"
+    (lie / "sitecustomize.py").write_text(patch, "utf-8")
+    program = "import torchenv_magic.preinstall.launch as launch, sys, os\n"
+    program += "launch._FOREIGN -= {'PYTHONPATH'}\n"
+    program += "from torchenv_magic.__main__ import main; main(sys.argv[1:])"
+    record, used = on_small_disk(
+        replace(bare, program=("-c", program)),
+        60,
+        PYTHONPATH=str(lie),
+        UV_CACHE_DIR=str(bare.home / ".cache" / "uv"),
+    )
+    assert record.status == "failed"
+    assert "full" in record.message, bare.log()
+    assert used < 1_000_000
 
 
 def test_a_home_that_can_not_be_written_is_told_and_the_server_starts(bare: Desk) -> None:

@@ -12,14 +12,14 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchenv_magic import __version__
 from torchenv_magic.environment import Environment, read_environment, shown_path
-from torchenv_magic.errors import InstallCancelled, InstallError, TargetError
+from torchenv_magic.errors import DiskSpaceError, InstallCancelled, InstallError, TargetError
 from torchenv_magic.installation.layers import Layer, attach_new
 from torchenv_magic.installation.new_kernel import (
     describe_kernel,
@@ -34,9 +34,10 @@ from torchenv_magic.installation.progress import Event, OnEvent
 from torchenv_magic.installation.settings import Sites
 from torchenv_magic.installation.uv import Cancellation, find_uv
 from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, Place, jupyter_folder
-from torchenv_magic.state import make_state_directory
+from torchenv_magic.preinstall.room import KERNEL_BYTES, check_room, is_full
+from torchenv_magic.state import make_state_directory, state_directory
 
-__all__ = ["COMMAND", "Prepared", "offer_to_user", "prepare"]
+__all__ = ["COMMAND", "Prepared", "leaving_room", "offer_to_user", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,11 @@ def prepare(
         )
     if layer is not None and _take(place, layer, tell):
         return Prepared(python=python, has_layer=True)
+    if not python.exists():
+        check_room((place.prefix, find_uv().cache_directory()), KERNEL_BYTES)
     try:
         _mend(place, sites=sites, tell=tell, cancellation=cancellation)
-    except InstallCancelled:
+    except (DiskSpaceError, InstallCancelled):
         raise
     except (TargetError, InstallError) as error:
         # A Python that is gone, or half of a kernel.
@@ -97,10 +100,29 @@ def prepare(
     return Prepared(python=python)
 
 
+@contextlib.contextmanager
+def leaving_room(place: Place, cache: Path) -> Iterator[None]:
+    """Remove what a failed attempt has begun, where it is half of something or fills the disk."""
+    is_new = place.is_ours and not python_in(place.prefix).exists()
+    had_cache = cache.exists()
+    try:
+        yield
+    except Exception as error:
+        full = is_full(error)
+        if is_new and (full or not _is_furnished(place)):
+            logger.info("%s was begun, and goes", place.prefix)
+            _clear(place)
+        if full and not had_cache:
+            logger.info("%s was begun, and goes", cache)
+            shutil.rmtree(cache, ignore_errors=True)
+        raise
+
+
 def _take(place: Place, layer: Layer, tell: OnEvent) -> bool:
     """Make the environment of a layer, in a moment; return whether that could be done."""
     if not place.is_ours or (place.prefix.exists() and not _is_empty(place.prefix)):
         return False
+    check_room((place.prefix,), 0)
     tell(Event(phase="switch", message=f"Taking PyTorch from {shown_path(layer.directory)}"))
     try:
         _clear(place)
@@ -179,9 +201,14 @@ def _is_ours(place: Place) -> bool:
     return place.is_ours or _noted(place).get("made") is True
 
 
+def _is_furnished(place: Place) -> bool:
+    """Whether its kernel was brought to its end."""
+    return "version" in _noted(place)
+
+
 def _noted(place: Place) -> dict[str, Any]:
     try:
-        text = (make_state_directory(place.prefix) / _MARKER).read_text(encoding="ascii")
+        text = (state_directory(place.prefix) / _MARKER).read_text(encoding="ascii")
         noted = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}

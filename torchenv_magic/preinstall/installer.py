@@ -55,10 +55,10 @@ from torchenv_magic.installation.plan import Plan, ask, is_met, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
 from torchenv_magic.installation.settings import Sites, read_sites
-from torchenv_magic.installation.uv import Cancellation
+from torchenv_magic.installation.uv import Cancellation, find_uv
 from torchenv_magic.installation.waiting import holding
 from torchenv_magic.interpreter import running_interpreter
-from torchenv_magic.preinstall.home import COMMAND, offer_to_user, prepare
+from torchenv_magic.preinstall.home import COMMAND, leaving_room, offer_to_user, prepare
 from torchenv_magic.preinstall.place import (
     KERNEL_NAME,
     KERNEL_TITLE,
@@ -66,6 +66,7 @@ from torchenv_magic.preinstall.place import (
 )
 from torchenv_magic.preinstall.record import LOG_NAME
 from torchenv_magic.preinstall.report import Report
+from torchenv_magic.preinstall.room import check_reserve
 from torchenv_magic.preinstall.stamp import (
     Last,
     Stamp,
@@ -232,7 +233,8 @@ def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None
             kernel = ""
             logger.info("the server's own environment has what is wished for")
         else:
-            found = _bring(order, request, report, tell, cancellation)
+            with leaving_room(place, find_uv().cache_directory()):
+                found = _bring(order, request, report, tell, cancellation)
             kernel = "" if place.is_own else KERNEL_NAME
         environment = found.environment
         stamp = Stamp(
@@ -441,6 +443,7 @@ def _install(
         plan = _plan(status, request, sites, tell, cancellation)
         report.know(backend=str(plan.backend))
         plan.check_consent()
+        check_reserve(plan)
         logger.info("%s", plan)
         try:
             install_plan(plan, command=COMMAND, on_event=tell, cancellation=cancellation, wait=True)
