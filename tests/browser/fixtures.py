@@ -28,6 +28,7 @@ from tests.browser.kernel_environment import (
 from tests.browser.server import Authentication, FrontEndName, JupyterServer, Server
 
 _PAGES = pytest.StashKey[list[FrontEndPage]]()
+_FAILED = pytest.StashKey[bool]()
 BASE_FIXTURE = "browser"
 
 
@@ -96,6 +97,7 @@ def pytest_runtest_makereport(
     """Show with a failed test what was on its pages, and leave a picture of each."""
     report = yield
     if call.when == "call" and report.failed:
+        item.stash[_FAILED] = True
         pages = item.stash.get(_PAGES, list[FrontEndPage]())
         for number, page in enumerate(pages):
             report.sections.append(_section_about(page, _picture_of(item, number)))
@@ -117,6 +119,7 @@ def browser() -> Iterator[Browser]:
 def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterServer]:
     """Give a JupyterLab server with its default authentication, shared by all tests."""
     with JupyterServer(tmp_path_factory.mktemp("lab"), front_end="lab") as server:
+        server.is_shared = True
         yield server
 
 
@@ -160,7 +163,10 @@ def open_page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Open
 
     yield open_one
     for page in pages:
-        page.close()
+        if request.node.stash.get(_FAILED, False) or not page.server.is_running:
+            page.close()
+        else:
+            page.leave()
     for server in {page.server for page in pages}:
         if server.is_running:
             server.shut_down_kernels()

@@ -11,6 +11,7 @@ asked from the application object that `--expose-app-in-browser` puts into the p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -23,7 +24,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, final
@@ -145,6 +146,24 @@ window.WebSocket = class extends WebSocket {
 };
 """
 
+_GO_TO = """async path => {
+  const { commands, serviceManager } = window.jupyterapp;
+  // A kernel that came since the page was loaded.
+  await serviceManager.kernelspecs.refreshSpecs();
+  await commands.execute('docmanager:open', { path });
+}"""
+
+_LEAVE = """async () => {
+  for (const widget of [...window.jupyterapp.shell.widgets('main')]) {
+    // Another page may have ended it.
+    await widget.sessionContext?.shutdown().catch(() => {});
+    widget.dispose();
+  }
+  document.activeElement?.blur();
+  // What breaks off by that is said in the moment after it, and is no business of the next test.
+  await new Promise(done => setTimeout(done, 150));
+}"""
+
 _FOCUSED = """() => {
   const element = document.activeElement;
   if (element === null || element === document.body) return null;
@@ -215,6 +234,16 @@ class Control:
     """None for what cannot be checked."""
 
 
+@dataclass(slots=True, kw_only=True)
+class _Tab:
+    """A tab of Chromium; one of a shared server outlives the test that opened it."""
+
+    page: Page
+    workspace: str
+    errors: list[str] = field(default_factory=list)
+    was_kept: bool = False
+
+
 def find_chromium() -> str | None:
     """Return the browser that the environment names or the `PATH` has; None means Playwright's."""
     named = os.environ.get(CHROMIUM_VARIABLE)
@@ -234,6 +263,7 @@ class Browser:
         self._playwright: Playwright | None = None
         self._chromium: Chromium | None = None
         self._contexts: dict[tuple[Server, float], BrowserContext] = {}
+        self._kept: dict[Server, _Tab] = {}
 
     def __enter__(self) -> Browser:
         try:
@@ -315,6 +345,15 @@ class Browser:
             self._contexts[key] = self.new_context(scale)
         return self._contexts[key]
 
+    def take_tab(self, server: Server) -> _Tab | None:
+        """Return the tab that was kept of a server; only for the thread of Playwright."""
+        return self._kept.pop(server, None)
+
+    def keep_tab(self, server: Server, tab: _Tab) -> bool:
+        """Keep a tab of JupyterLab for the next test, unless there is one."""
+        tab.was_kept = True
+        return self._kept.setdefault(server, tab) is tab
+
     def new_context(self, scale: float) -> BrowserContext:
         """Return a fresh browser session; only for the thread of Playwright."""
         assert self._chromium is not None
@@ -370,9 +409,10 @@ class FrontEndPage(ABC):
         self.browser = browser
         self.server = server
         self.notebook = notebook
-        self._page: Page | None = None
+        self._tab: _Tab | None = None
         self._own_context: BrowserContext | None = None
         self._console_errors: list[str] = []
+        self._scale = 1.0
         self._run_numbers = itertools.count()
         self._workspace = uuid.uuid4().hex
 
@@ -392,20 +432,36 @@ class FrontEndPage(ABC):
         scale: float = 1,
         timeout: float = 60,
     ) -> None:
-        """Open the tab, let oneself in, and wait until the kernel is idle."""
+        """Open the tab, let oneself in, and wait until the kernel is idle.
+
+        Where the test before has left a tab of this JupyterLab, the notebook is opened in it, as
+        by a click in the file browser: to load JupyterLab is most of what a test would wait for.
+        """
         if kernel_first:
             self.server.start_kernel_for(self.notebook)
+        if kernel_first and not separate and scale == 1 and self.name == "lab":
+            tab = self.browser.take_tab(self.server)
+            if tab is not None:
+                self._tab, self._console_errors = tab, tab.errors
+                self._workspace = tab.workspace
+                tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+                tab.page.evaluate(_GO_TO, self.notebook)
+                self.wait_until_ready(timeout)
+                return
+        self._scale = scale
         if separate:
             context = self._own_context = self.browser.new_context(scale)
         else:
             context = self.browser.context_for(self.server, scale)
-        self._page = page = context.new_page()
+        page = context.new_page()
+        self._tab = _Tab(page=page, workspace=self._workspace, errors=self._console_errors)
         if self.server.has_gateway:
             page.add_init_script(_NO_SUBPROTOCOL)
         page.set_viewport_size({"width": size[0], "height": size[1]})
         page.set_default_timeout(DEFAULT_TIMEOUT * 1000)
-        page.on("console", self._note_console)
-        page.on("pageerror", lambda error: self._console_errors.append(error.stack or str(error)))
+        errors = self._console_errors
+        page.on("console", lambda message: _note_console(message, errors))
+        page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
         # Leaving a page with unsaved edits asks; nobody is there to answer.
         page.on("dialog", _accept)
         address = self.address()
@@ -425,17 +481,39 @@ class FrontEndPage(ABC):
     @_in_browser
     def close(self) -> None:
         """Close the tab; the kernel goes on."""
-        if self._page is not None:
-            self._page.close()
-            self._page = None
+        if self._tab is not None:
+            self._tab.page.close()
+            self._tab = None
         if self._own_context is not None:
             self._own_context.close()
             self._own_context = None
 
     @_in_browser
+    def leave(self) -> None:
+        """Close the notebook and end its kernel; keep the tab, where another test may want it."""
+        tab = self._tab
+        if tab is None:
+            return
+        common = self.name == "lab" and self.server.is_shared and self._own_context is None
+        if common and not self.dialogs() and self._scale == 1:
+            # One that can't be tidied up is closed.
+            with contextlib.suppress(PlaywrightError):
+                tab.page.unroute_all()
+                tab.page.evaluate(_LEAVE)
+                tab.errors.clear()
+                if self.browser.keep_tab(self.server, tab):
+                    self._tab = None
+        self.close()
+
+    @_in_browser
     def reload(self, timeout: float = 60, *, idle: bool = True) -> None:
         """Load the page again, as F5 does, and wait until the kernel is idle, or just there."""
-        self.page.reload()
+        if self._tab is not None and self._tab.was_kept:
+            # Its workspace is that of other notebooks too, which a person would find again.
+            self._workspace = self._tab.workspace = uuid.uuid4().hex
+            self.page.goto(self.address())
+        else:
+            self.page.reload()
         if idle:
             self.wait_until_ready(timeout)
         else:
@@ -451,9 +529,9 @@ class FrontEndPage(ABC):
     @property
     def page(self) -> Page:
         """Playwright's page; only for use inside `perform`."""
-        if self._page is None:
+        if self._tab is None:
             raise RuntimeError("the page is closed")
-        return self._page
+        return self._tab.page
 
     def perform(self, action: Callable[[Page], Returned]) -> Returned:
         """Run `action` with Playwright's page in the thread of Playwright.
@@ -901,10 +979,6 @@ class FrontEndPage(ABC):
         lines.append(f"console errors: {self.console_errors()}")
         return lines
 
-    def _note_console(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self._console_errors.append(message.text)
-
 
 class LabPage(FrontEndPage):
     """A notebook in JupyterLab."""
@@ -926,6 +1000,11 @@ class NotebookPage(FrontEndPage):
     def address(self) -> str:
         """Return the URL of the notebook in Notebook 7."""
         return f"{self.server.url}notebooks/{urllib.parse.quote(self.notebook)}"
+
+
+def _note_console(message: ConsoleMessage, errors: list[str]) -> None:
+    if message.type == "error":
+        errors.append(message.text)
 
 
 def _accept(dialog: Dialog) -> None:

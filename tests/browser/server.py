@@ -118,6 +118,8 @@ class Server(ABC):
 
     has_gateway = False
     """Whether another server runs its kernels."""
+    is_shared = False
+    """Whether tests take it in turn, and so the tab that one of them has opened."""
 
     def __init__(
         self,

@@ -97,6 +97,7 @@ def share_server(
                     environment=dict.fromkeys(_foreign(standin, folder)),
                 )
                 running[key] = stack.enter_context(server)
+                server.is_shared = True
             return running[key]
 
         yield share

@@ -134,7 +134,9 @@ class Servers:
         self.place.environment.write_kernelspec(
             server.data_directory, name=KERNEL, display_name="of the test"
         )
-        return self._stack.enter_context(server)
+        self._stack.enter_context(server)
+        server.is_shared = name == "plugin"
+        return server
 
     def _certificate(self) -> dict[str, str]:
         files = {"certfile": self.directory / "cert.pem", "keyfile": self.directory / "key.pem"}
