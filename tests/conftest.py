@@ -21,13 +21,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_SLOW = ("hub", "faults", "browser")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what drives front ends, minutes a module, and take others in turn with it.
+    """Begin with what takes minutes a module, hubs first, and take others in turn with it.
 
     So nobody waits for the last of them, and the processors are never left to browsers alone.
     """
     modules = dict.fromkeys(item.path for item in items)
-    slow = [path for path in modules if {"browser", "hub", "faults"} & {*path.parts}]
+    slow = [path for part in _SLOW for path in modules if part in path.parts]
     others = [path for path in modules if path not in slow]
     places = {path: 2 * place for place, path in enumerate(slow)}
     places |= {path: 2 * place + 1 for place, path in enumerate(others)}
