@@ -51,13 +51,13 @@ def kernel(workplace: Workplace) -> Iterator[Kernel]:
         yield kernel
 
 
-def begin(workplace: Workplace, kernel: Kernel, *, wait: str = "0") -> Path:
+def begin(workplace: Workplace, kernel: Kernel, *requirements: str, wait: str = "0") -> Path:
     """Begin an install as a server's command does; tell the kernel of it, as its server would."""
     temporary = workplace.directory / "tmp"
     temporary.mkdir()
     answer = workplace.run(
         workplace.torchenv,
-        *("preinstall", "--backend", "cpu", "--wait", wait, "--"),
+        *("preinstall", "--backend", "cpu", "--wait", wait, *requirements, "--"),
         *(sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"),
         variables={
             "TMPDIR": str(temporary),
@@ -104,6 +104,25 @@ def test_picker_waits_for_what_its_server_has_begun_and_the_session_has_torch_th
     assert "torch 2.13.0+cpu" in kernel.value(FACTS)
     assert kernel.value("__import__('torch').__version__") == "2.13.0+cpu"
     assert len(workplace.standin.downloads(TORCH)) == 1
+
+
+def test_session_whose_torch_was_replaced_meanwhile_is_asked_before_it_ends(
+    workplace: Workplace, kernel: Kernel
+) -> None:
+    kernel.run("%torchenv install cpu torch==2.12.0 --restart=auto", cell_id=CELL)
+    kernel.run("import torch; data = bytearray(5_000_000)")
+    workplace.standin.rate = SLOW
+    begin(workplace, kernel, "torch==2.13.0")
+    kernel.run("%torchenv", cell_id=CELL)
+    until_picker(kernel, "preinstalling")
+    workplace.standin.rate = None
+    until_picker(kernel, "asking")
+
+    said = kernel.value("picker().view.said.value")
+    assert "PyTorch was installed as the server started" in said
+    assert "<code>torch</code> is loaded in this session" in said
+    assert "<code>data</code>, 5.0 MB" in said
+    assert kernel.value("torch.__version__") == "2.12.0+cpu"
 
 
 def test_who_leaves_the_wait_chooses_and_installs_behind_it(
