@@ -11,6 +11,7 @@ uses it, with every folder on the way to it.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -76,7 +77,12 @@ def problem_of_status(
 
 
 def tree_problem(
-    root: Path, *, user: int | None = None, files: bool = True, links: bool = False
+    root: Path,
+    *,
+    user: int | None = None,
+    files: bool = True,
+    links: bool = False,
+    left_out: re.Pattern[str] | None = None,
 ) -> str:
     """Return who else can write something below `root`; a link in it is a problem, too.
 
@@ -87,13 +93,17 @@ def tree_problem(
         write, a file is what its owner made it, and a layer is built with files that nobody writes.
     links
         True lets links be that stay inside, as uv's cache has some.
+    left_out
+        Paths below `root` that nothing is taken of, so that they don't matter.
     """
     user = _user() if user is None else user
-    waiting = [str(root)]
+    waiting, length = [str(root)], len(str(root)) + 1
     try:
         while waiting:
             with os.scandir(waiting.pop()) as found:
                 for entry in found:
+                    if left_out is not None and left_out.fullmatch(entry.path[length:]):
+                        continue
                     if not files and not entry.is_symlink() and entry.is_file():
                         continue
                     status = entry.stat(follow_symlinks=False)

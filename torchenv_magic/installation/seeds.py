@@ -32,8 +32,9 @@ __all__ = ["Seeded", "cache_problem", "seed_cache"]
 
 _FICLONE = 0x40049409
 _STAGE = ".torchenv-seed-"
-# What uv makes anew, and what it knows of the admin's own Pythons.
-_LEFT_OUT = re.compile(r"\.lock|\.git|builds-v\d+|interpreter-v\d+")
+# What uv makes anew (its locks are for everybody to write), and what it knows of the admin's own
+# Pythons.
+_LEFT_OUT = re.compile(r"(?!archive-v).*\.lock|builds-v\d+|interpreter-v\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def seed_cache(seed: Path, cache: Path) -> Seeded:
         return _no(f"{shown_path(seed)} is no folder")
     # Of who fills it, and read-only to all others: whatever is in it will be run.
     seed = seed.absolute()
-    if problem := path_problem(seed) or tree_problem(seed, links=True):
+    if problem := path_problem(seed) or tree_problem(seed, links=True, left_out=_LEFT_OUT):
         return _no(f"others can change what lies in {shown_path(seed)}: {problem}")
     if cache.exists() and any(cache.iterdir()):
         return _no(f"{shown_path(cache)} is in use already")
@@ -123,7 +124,7 @@ def _clone_tree(source: str, goal: str) -> int:
         here, there = waiting.pop()
         with os.scandir(here) as found:
             for entry in found:
-                if _LEFT_OUT.fullmatch(entry.name):
+                if _LEFT_OUT.fullmatch(entry.path[len(source) + 1 :]):
                     continue
                 target = os.path.join(there, entry.name)
                 mode = entry.stat(follow_symlinks=False).st_mode
