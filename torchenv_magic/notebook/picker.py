@@ -260,7 +260,7 @@ class Picker:
         try:
             find_uv()
         except TorchEnvError as error:
-            if self._is_idle:
+            if self._is_idle and self.state != "elsewhere":
                 self._set(state="not possible", error=error)
             return False
         return True
@@ -670,15 +670,16 @@ class Picker:
 
     def _joined(self, job: JoinJob) -> None:
         """Go on where the wait has ended: look anew at what is here now."""
-        if job.state.error is not None and not job.state.cancelled:
+        self._model = replace(self._model, preinstall=job.preinstall)
+        if job.state.cancelled:
+            self._go_their_way()
+            return
+        if job.state.error is not None:
             self._fail(job.state.error)
             return
         status = read_status()
         with self._drawing:
-            self._model = replace(self._model, preinstall=job.preinstall, job=None)
-            if job.state.cancelled:
-                self._go_their_way()
-                return
+            self._model = replace(self._model, job=None)
             # What the import system knows of the folders is from before.
             importlib.invalidate_caches()
             changed = self._changed_packages(status)
