@@ -84,18 +84,20 @@ def test_a_clone_takes_no_space_and_what_a_user_does_to_it_stays_theirs(sharing_
     assert "in use already" in seed_cache(seed, cache).reason
 
 
-def test_uv_installs_from_a_clone_without_a_network(
-    sharing_disk: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+def test_uv_installs_from_a_clone_and_fetches_nothing(
+    sharing_disk: Path, fresh_standin: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed, home = sharing_disk / "uv-seed", sharing_disk / "uv-home"
-    lead(monkeypatch, standin, seed)
+    lead(monkeypatch, fresh_standin, seed)
     first = make_environment(sharing_disk / "first")
     uv("install", f"--python={first}", "--torch-backend=cpu", "torch")
     assert seed_cache(seed, home / "cache").cloned
     second = make_environment(home / "second")
     monkeypatch.setenv("UV_CACHE_DIR", str(home / "cache"))
-    said = uv("install", "--offline", f"--python={second}", "--torch-backend=cpu", "torch")
+    fresh_standin.clear_log()
+    said = uv("install", f"--python={second}", "--torch-backend=cpu", "torch")
     assert "torch==2.13.0+cpu" in said
+    assert fresh_standin.downloads() == ()
 
 
 def test_a_disk_that_shares_nothing_is_told_and_nothing_is_copied(tmp_path: Path) -> None:
