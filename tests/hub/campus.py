@@ -6,12 +6,14 @@ runs the tests are not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,12 +192,12 @@ def _is_open(path: Path) -> bool:
 
 
 def _remove(user: UnixUser) -> None:
-    for process in user.processes():
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(user.processes(), timeout=10)
+    deadline = time.monotonic() + 10
+    while (processes := user.processes()) and time.monotonic() < deadline:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.05)
     _run("userdel", "--remove", user.name)
 
 

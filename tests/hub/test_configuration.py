@@ -35,7 +35,7 @@ WRAPPED = ["torchenv", "preinstall", "--", "jupyterhub-singleuser"]
 
 
 class Working(LocalProcessSpawner):  # type: ignore[misc]
-    """A spawner that tells of its own progress, until it is told to end."""
+    """A spawner that tells of its own progress, and has soon told all of it."""
 
     async def progress(self) -> AsyncIterator[dict[str, Any]]:
         yield {"progress": 60, "message": "pulling an image"}
@@ -192,7 +192,7 @@ def test_what_the_admin_set_in_so_many_words_stays() -> None:
         {"variants": ()},
         {"variants": ("auto", "$(id)")},
         {"variants": ("cpu", "cpu")},
-        {"requirements": ("torch @ https://example.org/torch.whl",)},
+        {"requirements": ("torch @ https://someone:hunter2@example.org/torch.whl",)},
         {"requirements": ("--index-url=https://example.org",)},
         {"wait": -1},
         {"wait": "60"},

@@ -6,6 +6,7 @@ import contextlib
 import http.cookiejar
 import json
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -45,16 +46,19 @@ def limit(spawner):
 
 
 c.Spawner.pre_spawn_hook = limit
+c.Spawner.environment["TORCHENV_FIND_LINKS"] = lambda spawner: (
+    {wheels!r} + (":" + {real!r} if spawner.user.name == {named!r} else "")
+)
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.load_groups = {{"defaults": {{"users": {names!r}}}}}
-configure(c, variants=("auto", "cpu", "cu126"), wait=60, find_links=({wheels!r},))
+configure(c, variants=("auto", "cpu", "cu126"), wait=60)
 """
 IMPORT = "import torch; print(torch.__version__)"
 
 
 @pytest.fixture(scope="module")
 def users(campus: Campus) -> Iterator[list[UnixUser]]:
-    with campus.users(9) as users:
+    with campus.users(10) as users:
         yield users
 
 
@@ -62,8 +66,16 @@ def users(campus: Campus) -> Iterator[list[UnixUser]]:
 def hub(
     tmp_path_factory: pytest.TempPathFactory, campus: Campus, users: list[UnixUser]
 ) -> Iterator[Hub]:
-    """Give a hub of the nine; for four of them its time-outs are JupyterHub's own."""
-    lines = LINES.format(wheels=str(campus.wheels), names=[user.name for user in users[4:8]])
+    """Give a hub of the ten.
+
+    For four of them its time-outs are JupyterHub's own, and one has the real wheel in reach.
+    """
+    lines = LINES.format(
+        wheels=str(campus.wheels),
+        real=str(campus.directory / "real"),
+        named=users[9].name,
+        names=[user.name for user in users[4:8]],
+    )
     hub = campus.hub(tmp_path_factory.mktemp("hub"), lines)
     hub.start()
     for user in users:
@@ -222,6 +234,22 @@ def test_with_the_time_outs_of_jupyterhub_three_at_once_get_their_servers_and_to
         _wait_until_done(person)
         with _kernel(hub, addresses[person.name], person) as kernel:
             assert kernel.printed(kernel.send(IMPORT)).strip().endswith("+cpu")
+
+
+@pytest.mark.real_wheel
+def test_the_real_pytorch_is_there_at_the_first_cell_and_computes(
+    hub: Hub, users: list[UnixUser], campus: Campus, real_wheel: Path
+) -> None:
+    person = users[9]
+    (campus.directory / "real").mkdir()
+    shutil.copy(real_wheel, campus.directory / "real")
+    hub.ask("POST", f"users/{person.name}/server")
+    address = hub.wait_until_ready(person.name, timeout=120)
+    assert _record_of(person).status == "done"
+    with _kernel(hub, address, person) as kernel:
+        computed = kernel.printed(kernel.send("import torch; print((torch.ones(3) * 2).sum())"))
+    # It may warn above that there is no NumPy.
+    assert computed.splitlines()[-1] == "tensor(6.)"
 
 
 # ----------------------------------------------------------------------------- in the middle of it

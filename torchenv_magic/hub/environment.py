@@ -120,8 +120,10 @@ def _checked_requirements(requirements: Sequence[str]) -> tuple[str, ...]:
     try:
         return checked_requirements(requirements)
     except ValueError as error:
+        # What follows may be an address with a login.
+        name = str(error).partition("@")[0].strip()
         raise ConfigurationError(
-            f"`{error}` in `requirements` is not a package with an optional version",
+            f"`{name}` in `requirements` is not a package with an optional version",
             hint="write it like `torch==2.9.*`, without addresses and options",
         ) from None
 
