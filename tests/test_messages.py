@@ -39,6 +39,8 @@ HANDED_ON = {
     "installation.planning: super().__init__": "what IndexUnreachableError is made with",
     "installation.undo: Undo": "what its errors are made with",
     "notebook.picker: message_html": "shows an error",
+    "preinstall.launch: Record": "keeps an error's texts",
+    "preinstall.report: replace": "keeps an error's texts",
 }
 # Errors without a hint, and why there is none.
 NO_HINT = {

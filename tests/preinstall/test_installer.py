@@ -142,6 +142,7 @@ def test_the_record_tells_all_who_wait_what_there_is(shared: Desk) -> None:
     assert (record.backend, record.torch) == ("cpu", "2.13.0+cpu")
     assert (record.kernel, record.kernel_title) == (KERNEL_NAME, KERNEL_TITLE)
     assert record.target == str(shared.environment)
+    assert record.notice == ""
     assert shared.environment.name.endswith("-cpu")
     assert shared.environment.stat().st_mode & 0o777 == 0o700
     folder = jupyter_folder(shared.environment)
@@ -174,6 +175,18 @@ def test_another_image_is_looked_at_once_and_changes_nothing(shared: Desk) -> No
     assert len(shared.history()) == 1
     shared.run(*CPU, JUPYTER_IMAGE_SPEC="new")
     assert shared.record().pid == 0
+
+
+def test_a_cache_that_others_can_write_is_refused_with_the_reason(
+    shared: Desk, tmp_path: Path
+) -> None:
+    cache = tmp_path / "everybodys"
+    cache.mkdir()
+    cache.chmod(0o777)
+    line = {"UV_CACHE_DIR": str(cache), "JUPYTER_IMAGE_SPEC": "cache"}
+    shared.run(*CPU, "--wait", "60", **line)
+    assert "is refused" in shared.record().notice
+    assert not list(cache.iterdir())
 
 
 def test_files_that_went_are_found_and_brought_back(shared: Desk) -> None:

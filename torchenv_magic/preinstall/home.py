@@ -47,6 +47,10 @@ _MARKER = "furnished.json"
 _ASIDE = ".removed-"
 
 
+class _BrokenError(Exception):
+    """What is there has to be made anew."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """An environment that has a kernel."""
@@ -88,11 +92,11 @@ def prepare(
         _mend(place, sites=sites, tell=tell, cancellation=cancellation)
     except (DiskSpaceError, InstallCancelled):
         raise
-    except (TargetError, InstallError) as error:
+    except (_BrokenError, TargetError, InstallError) as error:
         # A Python that is gone, or half of a kernel.
         if not _is_ours(place):
             raise
-        logger.info("%s is made anew: %s", place.prefix, error.message)
+        logger.info("%s is made anew: %s", place.prefix, error)
         _clear(place)
         if layer is not None and _take(place, layer, tell):
             return Prepared(python=python, has_layer=True)
@@ -157,13 +161,14 @@ def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellati
     environment = read_environment(python)
     noted = _noted(place)
     if noted.get("made") and "version" not in noted and environment.packages:
-        raise InstallError("An earlier install was ended as it made this environment")
+        raise _BrokenError("an earlier install was ended as it made this environment")
     done = {"version": __version__, "python": environment.interpreter.version}
     is_offered = environment_of(_specification(place)) == place.prefix
     if is_offered and noted.items() >= done.items():
         if _has_kernel(environment):
             return
-        raise InstallError("Files of its kernel are gone")
+        if _is_ours(place):
+            raise _BrokenError("files of its kernel are gone")
     furnish(find_uv(), python, sites=sites, tell=tell, cancellation=cancellation)
     _offer(place, describe_kernel(python, cancellation))
     _note(place, {**noted, **done})

@@ -36,12 +36,12 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import (
     BusyError,
-    ConflictError,
     InstallCancelled,
     InstallError,
     TargetError,
     TorchEnvError,
 )
+from torchenv_magic.installation.data_folder import data_folder
 from torchenv_magic.installation.history import read_entries
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.layers import (
@@ -54,6 +54,7 @@ from torchenv_magic.installation.layers import (
 from torchenv_magic.installation.plan import Plan, ask, is_met, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
+from torchenv_magic.installation.seeds import cache_problem, seed_cache
 from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.uv import Cancellation, find_uv
 from torchenv_magic.installation.waiting import holding
@@ -64,7 +65,7 @@ from torchenv_magic.preinstall.place import (
     KERNEL_TITLE,
     Place,
 )
-from torchenv_magic.preinstall.record import LOG_NAME
+from torchenv_magic.preinstall.record import LOG_NAME, own_user
 from torchenv_magic.preinstall.report import Report
 from torchenv_magic.preinstall.room import check_reserve
 from torchenv_magic.preinstall.stamp import (
@@ -222,6 +223,7 @@ def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None
     place = order.place
     request = _request(order.wish)
     with _gate(place, report, cancellation) as tell:
+        _check_cache(report)
         stamp = read_stamp(place.prefix)
         if stamp is not None and holds(stamp, _circumstances(order)):
             # Somebody who was here before has done all of it.
@@ -251,6 +253,27 @@ def _carry_out(order: Order, report: Report, cancellation: Cancellation) -> None
         make_state_directory(place.prefix)
         write_stamp(place.prefix, stamp)
         _tell_of(stamp, order, report)
+
+
+def _check_cache(report: Report) -> None:
+    """Use no cache that somebody else fills: what they put there would run here."""
+    named = os.environ.get("UV_CACHE_DIR")
+    if named and not _is_own(Path(named)) and (problem := cache_problem(Path(named))):
+        logger.info("%s", problem)
+        report.know(notice=f"{problem}: your own is used")
+        os.environ["UV_CACHE_DIR"] = str(data_folder(os.environ) / "cache")
+    if seed := os.environ.get("TORCHENV_SEED"):
+        seeded = seed_cache(Path(seed), find_uv().cache_directory())
+        logger.info("%s", seeded.reason)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder is this user's alone: a home on the way may be open to a group."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return status.st_uid == own_user() and not status.st_mode & 0o022
 
 
 def _request(wish: Wish) -> Request:
@@ -421,7 +444,7 @@ def _attach(layer: Layer, python: Path | None, tell: OnEvent, cancellation: Canc
         )
     except InstallCancelled:
         raise
-    except (InstallError, TargetError, ConflictError) as error:
+    except TorchEnvError as error:
         logger.info("the layer %s is not attached: %s", layer.directory, error.message)
 
 
