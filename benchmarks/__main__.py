@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import choices, detect, install, load_ext, picker, restart, switch
+from benchmarks import choices, detect, hub_login, install, load_ext, picker, restart, switch
 from benchmarks.measuring import BenchmarkError, Measurement, busy_warning
 from benchmarks.stage import Stage
 from tests.browser.kernel_environment import EnvironmentMakingError, run_uv
@@ -27,7 +27,8 @@ MEASUREMENTS: dict[str, Callable[[Stage], Iterator[Measurement]]] = {
     "install": install.measure,
     "switch": switch.measure,
     "restart": restart.measure,
-    # Last: it takes root, and where it ends the run the others are done.
+    # Last: these take root, and where one ends the run the others are done.
+    "hub_login": hub_login.measure,
     "choices": choices.measure,
 }
 
