@@ -202,9 +202,20 @@ def _remove(user: UnixUser) -> None:
 
 
 def _run(*command: str) -> None:
-    completed = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
-    )
-    # userdel says 12 where a home is gone already.
-    if completed.returncode not in (0, 12):
-        raise CampusMissingError(f"{command[0]}: {completed.stderr.strip()[-500:]}")
+    """Run a program of root's, and wait while somebody else changes this machine's users."""
+    deadline = time.monotonic() + 30
+    while True:
+        completed = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        # userdel says 12 where a home is gone already.
+        if completed.returncode in (0, 12):
+            return
+        if "try again later" not in completed.stderr or time.monotonic() > deadline:
+            raise CampusMissingError(f"{command[0]}: {completed.stderr.strip()[-500:]}")
+        time.sleep(0.2)
