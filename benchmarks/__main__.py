@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import choices, detect, hub_login, install, load_ext, picker, restart, switch
+from benchmarks import choices, detect, hub, hub_login, install, load_ext, picker, restart, switch
 from benchmarks.measuring import BenchmarkError, Measurement, busy_warning
 from benchmarks.stage import Stage
 from tests.browser.kernel_environment import EnvironmentMakingError, run_uv
@@ -28,6 +28,7 @@ MEASUREMENTS: dict[str, Callable[[Stage], Iterator[Measurement]]] = {
     "switch": switch.measure,
     "restart": restart.measure,
     # Last: these take root, and where one ends the run the others are done.
+    "hub": hub.measure,
     "hub_login": hub_login.measure,
     "choices": choices.measure,
 }
