@@ -147,7 +147,7 @@ def test_the_time_out_leaves_room_for_the_wait_and_is_never_lowered(
 def test_the_variables_say_what_the_preinstall_reads() -> None:
     variables = environment(
         backend="cpu",
-        requirements=["torch==2.13.*", "torchvision"],
+        requirements=["torch == 2.13.*", "torchvision"],
         mirror="https://mirror.example/whl/",
         find_links=["/srv/wheels", "/srv/more"],
         layers=["/srv/layers"],

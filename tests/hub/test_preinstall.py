@@ -218,10 +218,10 @@ def test_with_the_recommended_settings_three_at_once_have_torch_at_their_first_c
     for person in three:
         record = _record_of(person)
         assert record.status == "done", record
-        assert ("doesn't offer PyTorch as `rocm7.2`" in record.notice) == (person is withdrawn)
+        assert ("does not offer PyTorch as `rocm7.2`" in record.notice) == (person is withdrawn)
         with _kernel(hub, addresses[person.name], person) as kernel:
             assert kernel.printed(kernel.send(IMPORT)).strip().endswith("+cpu")
-    assert f"{withdrawn.name}: This hub doesn't offer PyTorch as `rocm7.2`" in hub.log()
+    assert f"{withdrawn.name}: This hub does not offer PyTorch as `rocm7.2`" in hub.log()
 
 
 def test_with_the_time_outs_of_jupyterhub_three_at_once_get_their_servers_and_torch_meanwhile(

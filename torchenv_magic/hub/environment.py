@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +75,11 @@ def environment(
         )
     variables: Variables = {
         "TORCHENV_BACKEND": backend,
-        "TORCHENV_REQUIREMENTS": shlex.join(_checked_requirements(requirements)),
+        # Without spaces in one of them none has to be quoted: some spawners write the variables into
+        # files for a shell or for systemd, which read quotes in their own ways.
+        "TORCHENV_REQUIREMENTS": " ".join(
+            "".join(each.split()) for each in _checked_requirements(requirements)
+        ),
         "TORCHENV_PREINSTALL_WAIT": lambda spawner: str(_bounded_wait(wait, timeout_of(spawner))),
     }
     if own := identity_of(Path(sys.prefix)):

@@ -130,7 +130,8 @@ def read_choice(options: Mapping[str, object], offered: Sequence[Variant]) -> Ch
         return Choice(backend=str(asked))
     if is_backend(asked):
         instead = "the build that fits the machine" if first == AUTO else f"`{first}`"
-        notes = [f"This hub doesn't offer PyTorch as `{asked}`: {instead} is taken instead"]
+        # No apostrophe: it goes through files that some spawners write for a shell or for systemd.
+        notes = [f"This hub does not offer PyTorch as `{asked}`: {instead} is taken instead"]
         return Choice(backend=first, notice=notes[0])
     # Without what was sent: it may be of any length, and meant to look like something else.
     raise RequestError(
