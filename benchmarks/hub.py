@@ -112,7 +112,9 @@ def measure(stage: Stage) -> Iterator[Sharing]:
     with StandIn() as standin:
         torch = serve_torch(standin, directory)
         bench = _Bench(directory=directory, standin=standin, requirement=torch.requirement)
-        layer, seconds = bench.layer(pack_kernel_wheels(directory / "kernel-wheels"))
+        wheels = directory / "kernel-wheels"
+        wheels.mkdir()
+        layer, seconds = bench.layer(pack_kernel_wheels(wheels))
         print(f"a layer was built in {seconds:.1f} s: {layer}", file=sys.stderr)
         ways: tuple[tuple[str, Callable[[Path], None]], ...] = (
             ("uv pip install", bench.by_uv),

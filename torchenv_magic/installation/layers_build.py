@@ -158,10 +158,14 @@ def build_layer(
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (DiskSpaceError if full else InstallError)(
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskSpaceError(
+                f"There is no room left for the layer: `{error.filename or parent}`",
+                hint="free some space there, or name a folder on a larger disk",
+            ) from error
+        raise InstallError(
             f"The layer was not built: `{error.filename or parent}`: {error.strerror}",
-            hint="free some space there" if full else "name a folder that you can write to",
+            hint="name a folder that you can write to",
         ) from error
     tell(Event(phase="done", message="Built the layer"))
     return replace(layer, directory=goal)
