@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.layers.shelves import CPU, Shelf, run, uv
-from tests.standin import make_wheel
+from tests.preinstall.desk import make_desk
+from tests.standin import StandIn, make_wheel
 from tests.targets import Target, selected, settle
+from torchenv_magic.cli import main
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import ConflictError, InstallError, TargetError
 from torchenv_magic.installation.layers import (
@@ -32,6 +35,7 @@ from torchenv_magic.installation.layers_record import MANIFEST, Unusable
 from torchenv_magic.installation.layers_trust import path_problem, tree_problem
 from torchenv_magic.installation.undo import undo_install
 from torchenv_magic.interpreter import running_interpreter
+from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, jupyter_folder
 from torchenv_magic.selection import Request
 from torchenv_magic.verification import verify
 
@@ -412,6 +416,34 @@ def test_a_user_without_rights_attaches_upgrades_and_detaches(shelf: Shelf) -> N
     assert shelf.state() == before
 
 
+# ------------------------------------------------------------------------------------ by its words
+
+
+def test_a_layer_is_listed_attached_detached_and_removed_by_words(
+    target: Target, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = str(shelf.layer.directory)
+    assert main(["layer", "list", str(shelf.folder)]) == 0
+    assert "torch 2.13.0+cpu for cp3" in capsys.readouterr().out
+    assert main(["layer", "list", str(tmp_path)]) == 0
+    assert "There is no layer in" in capsys.readouterr().out
+    assert main(["layer", "attach", layer, "--python", str(target.python)]) == 0
+    assert "Installed torch 2.13.0+cpu and" in capsys.readouterr().out
+    assert target.imported() == "2.13.0+cpu"
+    assert main(["layer", "detach", "--python", str(target.python)]) == 0
+    settle()
+    assert attached(target.read()) == ()
+    capsys.readouterr()
+    assert main(["layer", "remove", layer]) == 1
+    assert "Nobody can know who has links to" in capsys.readouterr().err
+    assert shelf.layer.directory.exists()
+    copy = tmp_path / "copy" / shelf.layer.directory.name
+    copy_of(shelf.layer, copy)
+    assert main(["layer", "remove", str(copy), "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == shelf.layer.size_bytes
+    assert not copy.exists()
+
+
 # ----------------------------------------------------------------------------------------- choosing
 
 
@@ -472,3 +504,34 @@ def test_the_real_torch_works_through_links(
         str(own / site / "torch" / "__init__.py")
     )
     assert all((own / site / name).is_symlink() for name in ("torch", "functorch", "torchgen"))
+
+
+# ------------------------------------------------------------------------- a user of a hub has one
+
+
+def test_a_preinstall_takes_a_layer_without_a_network_and_finds_that_it_has_gone(
+    shelf: Shelf, kernel_wheels: Path, warm_cache: Path, fresh_standin: StandIn, tmp_path: Path
+) -> None:
+    fresh_standin.down = True
+    bare = make_desk(tmp_path, wheels=kernel_wheels, cache=warm_cache, standin=fresh_standin)
+    done = bare.run("--backend", "cpu", "--wait", "60", TORCHENV_LAYERS=str(shelf.folder))
+    assert "PyTorch 2.13.0+cpu is there" in done.stderr, bare.log()
+    assert bare.imported() == "2.13.0+cpu"
+    files = [path for path in bare.environment.rglob("*") if not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files if path.is_file()) < 5_000_000
+    specification = jupyter_folder(bare.environment) / "kernels" / KERNEL_NAME / "kernel.json"
+    described = json.loads(specification.read_text("utf-8"))
+    assert described["display_name"] == KERNEL_TITLE
+    start = [*described["argv"][:3], "--version"]
+    assert subprocess.run(start, capture_output=True, check=False).returncode == 0
+    bare.run("--backend", "cpu", TORCHENV_LAYERS=str(shelf.folder))
+    assert bare.record().pid == 0
+    fresh_standin.down = False
+    away = shelf.folder.with_name("away")
+    shelf.folder.rename(away)
+    try:
+        bare.run("--backend", "cpu", "--wait", "60", TORCHENV_LAYERS=str(shelf.folder))
+        assert bare.ended().status == "done", bare.log()
+        assert bare.imported() == "2.13.0+cpu"
+    finally:
+        away.rename(shelf.folder)

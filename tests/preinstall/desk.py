@@ -138,6 +138,30 @@ class Desk:
         return done.stdout.strip() or done.stderr
 
 
+def make_desk(
+    directory: Path,
+    *,
+    wheels: Path,
+    cache: Path,
+    standin: StandIn,
+    user: int | None = None,
+    python: Path = Path(sys.executable),
+) -> Desk:
+    desk = Desk(
+        home=directory / "home",
+        wheels=wheels,
+        cache=cache,
+        standin=standin,
+        user=user,
+        python=python,
+    )
+    for folder in (desk.home, desk.runs):
+        folder.mkdir()
+        if user is not None:
+            os.chown(folder, user, user)
+    return desk
+
+
 def wait_for(look: Callable[[], Found | None]) -> Found:
     """Return what is looked for as soon as it is there."""
     end = time.monotonic() + PATIENCE

@@ -19,7 +19,15 @@ import pytest
 
 from tests.browser.kernel_environment import run_uv
 from tests.hub.campus import CampusMissingError, _python_for_everybody
-from tests.preinstall.desk import PATIENCE, TOKEN, Desk, installer_stopped, kill, wait_for
+from tests.preinstall.desk import (
+    PATIENCE,
+    TOKEN,
+    Desk,
+    installer_stopped,
+    kill,
+    make_desk,
+    wait_for,
+)
 from tests.standin import StandIn
 from torchenv_magic.preinstall.launch import _PREFIX
 from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, jupyter_folder
@@ -36,30 +44,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 CPU = ("--backend", "cpu")
 VISION = (*CPU, "torch", "torchvision")
-
-
-def make_desk(
-    directory: Path,
-    *,
-    wheels: Path,
-    cache: Path,
-    standin: StandIn,
-    user: int | None = None,
-    python: Path = Path(sys.executable),
-) -> Desk:
-    desk = Desk(
-        home=directory / "home",
-        wheels=wheels,
-        cache=cache,
-        standin=standin,
-        user=user,
-        python=python,
-    )
-    for folder in (desk.home, desk.runs):
-        folder.mkdir()
-        if user is not None:
-            os.chown(folder, user, user)
-    return desk
 
 
 @pytest.fixture
@@ -183,8 +167,7 @@ def test_a_cache_that_others_can_write_is_refused_with_the_reason(
     cache = tmp_path / "everybodys"
     cache.mkdir()
     cache.chmod(0o777)
-    line = {"UV_CACHE_DIR": str(cache), "JUPYTER_IMAGE_SPEC": "cache"}
-    shared.run(*CPU, "--wait", "60", **line)
+    shared.run(*CPU, "--wait", "60", UV_CACHE_DIR=str(cache), JUPYTER_IMAGE_SPEC="cache")
     assert "is refused" in shared.record().notice
     assert not list(cache.iterdir())
 
