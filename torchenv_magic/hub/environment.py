@@ -75,8 +75,8 @@ def environment(
         )
     variables: Variables = {
         "TORCHENV_BACKEND": backend,
-        # Without spaces in one of them none has to be quoted: some spawners write the variables into
-        # files for a shell or for systemd, which read quotes in their own ways.
+        # Without spaces in one of them none has to be quoted: some spawners write the variables
+        # into files for a shell or for systemd, which read quotes in their own ways.
         "TORCHENV_REQUIREMENTS": " ".join(
             "".join(each.split()) for each in _checked_requirements(requirements)
         ),
