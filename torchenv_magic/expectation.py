@@ -46,8 +46,14 @@ def expectation_path(prefix: Path) -> Path:
     return state_directory(prefix) / "expectation.json"
 
 
-def write_expectation(prefix: Path, expectation: Expectation) -> None:
+def write_expectation(prefix: Path, expectation: Expectation, *, lasting: bool = True) -> None:
     """Keep `expectation` in the environment at `prefix`; a reader sees the old or the new, whole.
+
+    Parameters
+    ----------
+    lasting
+        Whether it is on the disk before this returns; an environment that is only being made can
+        be made anew.
 
     Raises
     ------
@@ -59,7 +65,7 @@ def write_expectation(prefix: Path, expectation: Expectation) -> None:
     try:
         make_state_directory(prefix)
         # A shared environment has more readers than its owner.
-        write_state(path, text.encode("ascii"), for_readers=True)
+        write_state(path, text.encode("ascii"), for_readers=True, lasting=lasting)
     except OSError as error:
         raise _not_kept(path, error) from None
 

@@ -131,7 +131,8 @@ def attach_new(layer: Layer, folder: Path, base: Path, *, command: str = "") -> 
             prefix=work,
             python=folder / "bin" / "python",
         )
-        write_expectation(work, _expectation(layer, layer.versions))
+        # Nothing waits for the disk: on a busy one that takes seconds.
+        write_expectation(work, _expectation(layer, layer.versions), lasting=False)
         changes = tuple(
             Change(name=package.name, action="install", after=package.version)
             for package in layer.packages
