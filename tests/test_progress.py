@@ -236,6 +236,8 @@ def test_a_download_that_begins_again_is_told_as_uv_draws_it() -> None:
         told.narrator.feed(text)
     broken = ("download", "The connection broke; uv fetches torch again from its beginning")
     assert told.sentences.count(broken) == 1
+    assert [phase for phase, _ in told.sentences[-3:]] == ["download", "unpack", "link"]
+    assert told.sentences[-3][1].startswith("Downloaded 1.")
 
 
 def test_without_bars_only_whole_files_count_and_that_is_said() -> None:
@@ -321,7 +323,7 @@ def test_a_stalled_download_is_told_and_so_is_its_going_on(
         "The connection broke; uv fetches torch again from its beginning",
         next(text for text in told if text.startswith("Downloading again, after ")),
     }
-    assert told[-1].startswith("Downloaded 1.")
+    assert told[-1].startswith("Downloaded 1."), told
     silent = [event.bytes for event in events if event.bytes and event.bytes.silent_seconds]
     assert all(progress.per_second is None for progress in silent)
     assert any("no data for 1 s" in str(progress) for progress in silent)

@@ -113,17 +113,18 @@ class Narrator:
         if progress is not None and self._phase == "unpack" and progress.done < progress.total:
             # All of it had come, and then the hash was wrong.
             self._phase = "download"
-        if self._phase == "download":
-            self._tell_bytes(progress)
-        elif self._phase != "link" and self._bars.linked is not None:
+        if self._phase != "link" and self._bars.linked is not None:
             self._tell_prepared()
+        elif self._phase == "download":
+            self._tell_bytes(progress)
         self._tell_count()
 
     def _take_line(self, line: str) -> None:
         self._on_event(Event(phase=self._phase, log=line))
         if self._phase == "download" and (progress := self._bars.take_line(line)) is not None:
             self._on_event(Event(phase="download", bytes=progress))
-        if self._phase != "link" and _PREPARED.match(line):
+        # What is left of the bar of a broken download may stand before it.
+        if self._phase != "link" and _PREPARED.search(line):
             self._tell_prepared()
 
     def _tell_bytes(self, progress: Bytes | None) -> None:
