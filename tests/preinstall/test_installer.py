@@ -172,6 +172,19 @@ def test_a_cache_that_others_can_write_is_refused_with_the_reason(
     assert not list(cache.iterdir())
 
 
+def test_an_image_whose_python_has_moved_keeps_what_a_person_installed(shared: Desk) -> None:
+    (site,) = shared.environment.glob("lib/*/site-packages")
+    mine = site / "mine.py"
+    mine.write_text("", "utf-8")
+    python = shared.environment / "bin" / "python"
+    python.unlink()
+    python.symlink_to("/opt/of-the-image-before/bin/python")
+    shared.run(*CPU, "--wait", "60")
+    assert shared.ended().status == "done", shared.log()
+    assert shared.imported() == "2.13.0+cpu"
+    assert mine.exists()
+
+
 def test_files_that_went_are_found_and_brought_back(shared: Desk) -> None:
     (site,) = shared.environment.glob("lib/*/site-packages")
     for path in (site / "torch").glob("*.py"):
