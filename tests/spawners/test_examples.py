@@ -24,7 +24,7 @@ from traitlets.config import Config
 
 from tests.spawners.programs import Recorder
 from tests.spawners.stage import EXAMPLES, TOKEN, choose, load, make_spawner
-from torchenv_magic.hub import OPTION
+from torchenv_magic.hub import OPTION, configure
 from torchenv_magic.words import parse_words
 
 WRAPPED = ["torchenv", "preinstall", "--", "jupyterhub-singleuser"]
@@ -453,6 +453,36 @@ def test_a_job_s_script_runs_the_wrapper_on_its_node_and_then_the_server(
     (call,) = server.calls
     assert call["variables"]["TORCHENV_BACKEND"] == "cpu"
     assert [path for path, _ in Port.told] == ["/hub/api/batchspawner"]
+
+
+# -------------------------------------------------------------------------------------- wrapspawner
+
+
+# It hands a child what Spawner no longer takes.
+@pytest.mark.filterwarnings("ignore:Passing unrecognized arguments:DeprecationWarning")
+def test_a_profile_s_own_spawner_gets_the_wrapper_the_variables_and_the_time() -> None:
+    """ProfilesSpawner has a form of its own; its children take what counts for all spawners."""
+
+    async def look() -> Any:
+        config = Config()
+        config.JupyterHub.spawner_class = "wrapspawner.ProfilesSpawner"
+        batch = import_module("batchspawner").SlurmSpawner
+        config.ProfilesSpawner.profiles = [("Cluster", "slurm", batch, {"req_partition": "gpu"})]
+        configure(config, form=False, backend="cu126")
+        spawner = make_spawner(config)
+        await choose(spawner, {"profile": "slurm"})
+        # As the hub does before each start: what was loaded with the user is another start's.
+        spawner.clear_state()
+        spawner.construct_child()
+        return spawner.child_spawner
+
+    child = asyncio.run(look())
+    assert "SlurmSpawner" in classes(child)
+    line = child.cmd_formatted_for_batch()
+    assert line.startswith("batchspawner-singleuser torchenv preinstall -- jupyterhub-singleuser")
+    variables = child.get_env()
+    assert variables["TORCHENV_BACKEND"] == "cu126"
+    assert float(variables["TORCHENV_PREINSTALL_WAIT"]) <= child.http_timeout - 60
 
 
 # ---------------------------------------------------------------------------------------- an image
