@@ -240,6 +240,16 @@ def test_a_download_that_begins_again_is_told_as_uv_draws_it() -> None:
     assert told.sentences[-3][1].startswith("Downloaded 1.")
 
 
+def test_the_end_is_told_also_where_a_broken_bar_stands_before_it() -> None:
+    """A reader that had to wait has missed the last frames, and what is left has no line's begin."""
+    told = Told(BarReader(expected={"torch": 102_400}))
+    told.narrator.begin("download", "Downloading")
+    bar = " torch " + "-" * 30 + " 40 KiB/100 KiB"
+    told.narrator.feed(f"Preparing packages... (0/1) {bar}")
+    told.narrator.feed(f"{bar}  Prepared 1 package in 3.67s\r\n")
+    assert [phase for phase, _ in told.sentences] == ["download", "download", "unpack", "link"]
+
+
 def test_without_bars_only_whole_files_count_and_that_is_said() -> None:
     # What uv 0.13.9 says on a pipe; of small files it says nothing.
     told = Told(BarReader(expected={"torch": 3_000_000, "numpy": 2_000_000, "triton": 1_000}))
