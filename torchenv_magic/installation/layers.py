@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -182,7 +183,7 @@ def _make_environment(folder: Path, home: Path, program: str, site: str) -> None
     """Make an empty virtual environment, by hand: a tenth of the time of `venv`'s or uv's own."""
     (folder / "bin").mkdir(parents=True)
     (folder / site).mkdir(parents=True)
-    if site.startswith("lib/"):
+    if site.startswith("lib/") and sys.platform != "darwin":
         # As venv does it: compiled packages of some systems ask for it.
         (folder / "lib64").symlink_to("lib")
     (folder / "bin" / "python").symlink_to(home / program)
