@@ -298,6 +298,16 @@ def test_an_environment_that_is_there_already_stays(shelf: Shelf, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir() if "own" in path.name] == ["own"]
 
 
+def test_what_a_killed_one_has_left_goes_with_the_next(shelf: Shelf, tmp_path: Path) -> None:
+    old, new = (tmp_path / f".own.torchenv-1-{number}" for number in (1, 2))
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    attach_new(shelf.layer, tmp_path / "own", Path(sys.executable))
+    assert not old.exists()
+    assert new.exists()
+
+
 # ------------------------------------------------------------------------------ who else may write
 
 

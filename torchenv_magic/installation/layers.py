@@ -81,6 +81,8 @@ __all__ = [
 
 _SOURCE = "the layer "
 """How the history names where packages came from."""
+_LEFT_SECONDS = 3600.0
+"""Nobody takes that long to make an environment of links."""
 
 
 def _check_unwritten(layer: Layer, *, files: bool) -> None:
@@ -124,6 +126,10 @@ def attach_new(layer: Layer, folder: Path, base: Path, *, command: str = "") -> 
     work = folder.with_name(f".{folder.name}.torchenv-{os.getpid()}-{time.monotonic_ns()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.torchenv-*"):
+            # Of one that was killed; by its age, as another host may be at it in a shared home.
+            if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         _make_environment(work, home, program, layer.site)
         write_pieces(
             (package.piece for package in layer.packages),
