@@ -47,6 +47,7 @@ def test_the_command_is_the_same_process_and_its_exit_status_the_wrappers(desk: 
     assert process.returncode == 7
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_signals_reach_the_server_and_it_ignores_none_that_python_ignores(desk: Desk) -> None:
     with desk.start(*REFUSED, command=("sh", "-c", "cat /proc/self/status; exec sleep 60")) as run:
         assert run.stdout is not None
