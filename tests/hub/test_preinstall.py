@@ -161,6 +161,8 @@ def _work(page: Page, person: UnixUser, pictures: Path) -> None:
     page.set_viewport_size({"width": 1100, "height": 800})
     page.wait_for_url(f"**/user/{person.name}/lab**", timeout=SECONDS * 1000)
     page.locator('.jp-LauncherCard[title="PyTorch (torchenv)"]').first.click()
+    # What is run before the page is connected to the kernel is run by nobody.
+    page.get_by_text("PyTorch (torchenv) | Idle").wait_for(timeout=SECONDS * 1000)
     cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
     cell.click()
     cell.fill(IMPORT)
