@@ -223,6 +223,10 @@ def test_a_spawner_that_can_t_be_had_is_told() -> None:
         configured(c)
     with pytest.raises(ConfigurationError, match="called twice"):
         configured(configured())
+    c = Config()
+    c.JupyterHub.spawner_class = "wrapspawner.ProfilesSpawner"
+    with pytest.raises(ConfigurationError, match="The form of ProfilesSpawner is its own"):
+        configured(c)
 
 
 # --------------------------------------------------------------------------------------- the form

@@ -27,6 +27,7 @@ __all__ = ["configure"]
 logger = logging.getLogger(__name__)
 
 _GROUP = "jupyterhub.spawners"
+_HOOKS = ("options_form", "options_from_form", "apply_user_options")
 
 
 def configure(
@@ -149,15 +150,20 @@ class _Configured:
             given.update({**variables, **given.to_dict().get("update", {})})
 
     def add_form(self, variants: Sequence[str | Variant] | Mapping[str, str]) -> None:
-        if "apply_user_options" not in self._class.class_traits():  # type: ignore[attr-defined]
+        known = self._class.class_traits(config=True)  # type: ignore[attr-defined]
+        if "apply_user_options" not in known:
             raise ConfigurationError(
                 "This JupyterHub can't look at what a user chose before a server starts",
                 hint="install JupyterHub 5.3 or newer, or give `form=False`",
             )
-        before = {
-            trait: self._value(trait)
-            for trait in ("options_form", "options_from_form", "apply_user_options")
-        }
+        if not {"options_form", "options_from_form"} <= known.keys():
+            # wrapspawner's profiles are one.
+            raise ConfigurationError(
+                f"The form of {self._class.__name__} is its own, and none can stand beside it",
+                hint="give `form=False`, and name the build by `backend` or by a profile's "
+                "`environment`",
+            )
+        before = {trait: self._value(trait) for trait in _HOOKS}
         if any(map(is_ours, before.values())):
             raise ConfigurationError(
                 "`configure` is called twice for this hub", hint="leave one of the calls out"
