@@ -40,6 +40,7 @@ HANDED_ON = {
     "installation.undo: Undo": "what its errors are made with",
     "notebook.picker: message_html": "shows an error",
     "preinstall.launch: Record": "keeps an error's texts",
+    "preinstall.launch: replace": "keeps an error's texts",
     "preinstall.report: replace": "keeps an error's texts",
 }
 # Errors without a hint, and why there is none.

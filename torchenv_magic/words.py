@@ -173,12 +173,6 @@ class Words:
     json: bool = False
     python: Path | None = None
     """The interpreter to install into; None is the running one."""
-    wait: float | None = None
-    """How many seconds `preinstall` keeps a server waiting."""
-    env: Path | None = None
-    """The environment that `preinstall` installs into; None is the one that fits."""
-    command: tuple[str, ...] = ()
-    """The server that `preinstall` becomes."""
     line: str = ""
     """The line as it was written, with the program's name and without a login."""
     sheared: bool = False
@@ -264,9 +258,6 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     if first not in known:
         raise _unknown_word(first, known, prog)
     parser = _subparser(first, notebook=notebook)
-    command: list[str] = []
-    if first == "preinstall" and "--" in rest:
-        rest, command = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
     options, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
@@ -294,9 +285,6 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         allow_sdist=getattr(options, "allow_sdist", False),
         json=getattr(options, "json", False),
         python=getattr(options, "python", None),
-        wait=getattr(options, "wait", None),
-        env=getattr(options, "env", None),
-        command=tuple(command),
         line=line,
         sheared=line != written,
     )
@@ -521,10 +509,11 @@ def _add_own(word: str, usage: list[str], add: Any) -> None:  # noqa: ANN401  (a
         add("--backend", dest="backend", metavar="NAME", help="same as BACKEND")
     if word == "preinstall":
         usage += ["[--wait SECONDS]", "[--env DIR]"]
-        add("--wait", type=float, metavar="SECONDS",
+        # Read by the wrapper, which no other module stands before: here for the help alone.
+        add("--wait", metavar="SECONDS",
             help="how long the server may be kept waiting for it (default: "
             "TORCHENV_PREINSTALL_WAIT, else 0)")  # fmt: skip
-        add("--env", type=Path, metavar="DIR",
+        add("--env", metavar="DIR",
             help="the environment to install into (default: the one that runs this where it is "
             "yours, else one in your home)")  # fmt: skip
     if word == "prefetch":

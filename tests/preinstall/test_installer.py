@@ -185,6 +185,38 @@ def test_an_image_whose_python_has_moved_keeps_what_a_person_installed(shared: D
     assert mine.exists()
 
 
+def test_a_python_that_does_not_answer_costs_nobody_their_packages(shared: Desk) -> None:
+    (site,) = shared.environment.glob("lib/*/site-packages")
+    mine = site / "mine.py"
+    mine.write_text("", "utf-8")
+    (site / "stop.pth").write_text("import os; os._exit(1)\n", "ascii")
+    shared.run(*CPU, "--wait", "60", JUPYTER_IMAGE_SPEC="stops")
+    assert shared.ended().status == "failed"
+    (site / "stop.pth").unlink()
+    assert mine.exists()
+    shared.run(*CPU, "--wait", "60")
+    assert shared.ended().status == "done", shared.log()
+
+
+def test_a_wheel_folder_that_others_can_write_is_refused_with_the_reason(
+    shared: Desk, tmp_path: Path
+) -> None:
+    folder = tmp_path / "everybodys"
+    folder.mkdir()
+    folder.chmod(0o777)
+    told = "cu118 is no longer offered"
+    shared.run(
+        *CPU,
+        "--wait",
+        "60",
+        TORCHENV_FIND_LINKS=str(folder),
+        TORCHENV_PREINSTALL_NOTICE=told,
+    )
+    assert shared.ended().status == "done"
+    notice = shared.record().notice
+    assert notice.startswith(f"{told} · The wheel folder {folder} is refused: ")
+
+
 def test_files_that_went_are_found_and_brought_back(shared: Desk) -> None:
     (site,) = shared.environment.glob("lib/*/site-packages")
     for path in (site / "torch").glob("*.py"):

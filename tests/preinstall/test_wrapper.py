@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +119,61 @@ def test_without_a_command_a_misspelt_line_fails_and_help_is_data(desk: Desk) ->
     done = desk.run("-h", command=())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: torchenv preinstall ")
+
+
+def test_a_command_whose_dashes_were_forgotten_is_taken_for_no_package(desk: Desk) -> None:
+    for word in ("jupyterhub-singleuser", "cat"):
+        done = desk.run(word, command=())
+        assert done.returncode == 2
+        assert f"`{word}` is a program: write `--`" in done.stderr
+    assert not desk.environments.exists()
+
+
+def test_a_login_in_a_line_stands_in_no_log(desk: Desk) -> None:
+    done = desk.run("torch @ https://me:secret@mirror.example/torch.whl", command=("true",))
+    assert "secret" not in done.stderr
+    assert "`torch`" in done.stderr
+
+
+def test_without_room_for_a_record_an_earlier_kernel_is_offered_all_the_same(desk: Desk) -> None:
+    program = (
+        "from torchenv_magic.preinstall import launch, wrapper\n"
+        "launch._temporary = lambda environ: []\n"
+        "wrapper.main(['--backend', 'cpu', '--', 'env'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=desk.variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"JUPYTER_PATH={desk.environments}" in done.stdout
+    assert STATE_VARIABLE not in done.stdout
+
+
+def test_an_installer_that_can_not_be_loaded_keeps_nobody_waiting(desk: Desk) -> None:
+    broken = desk.home / "broken" / "packaging"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError", "utf-8")
+    first = f"import sys; sys.path.insert(0, {str(broken.parent)!r}); "
+    program = (
+        "from torchenv_magic.preinstall import launch, wrapper\n"
+        f"launch._PROGRAM = {first!r} + launch._PROGRAM\n"
+        "wrapper.main(['--backend', 'cpu', '--wait', '50', '--', 'echo', 'up'])\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=desk.variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - began < 40
+    assert done.stdout == "up\n"
+    assert "The installer could not be loaded: ImportError" in done.stderr
+    assert desk.record().status == "failed"
 
 
 def test_the_options_are_those_of_the_words() -> None:

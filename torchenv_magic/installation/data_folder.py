@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["data_folder"]
+__all__ = ["data_folder", "python_in"]
 
 
 def data_folder(environ: Mapping[str, str]) -> Path:
@@ -25,3 +25,8 @@ def data_folder(environ: Mapping[str, str]) -> Path:
         # The standard: a relative path is to be ignored.
         base = base if Path(base).is_absolute() else str(home / ".local" / "share")
     return Path(base) / "torchenv"
+
+
+def python_in(folder: Path) -> Path:
+    """Return the interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")

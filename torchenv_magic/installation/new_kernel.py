@@ -38,7 +38,7 @@ from torchenv_magic.environment import (
     shown_path,
 )
 from torchenv_magic.errors import BusyError, InstallError, RequestError, TargetError
-from torchenv_magic.installation.data_folder import data_folder
+from torchenv_magic.installation.data_folder import data_folder, python_in
 from torchenv_magic.installation.failures import explain
 from torchenv_magic.installation.install import Result, install_plan
 from torchenv_magic.installation.own_wheel import wheel_of
@@ -65,7 +65,6 @@ __all__ = [
     "make_kernel",
     "offer_kernel",
     "own_kernels",
-    "python_in",
     "read_places",
     "remove_kernel",
 ]
@@ -828,10 +827,6 @@ def _delete(folder: Path) -> None:
             hint="shut down what runs in it, then try again",
         ) from error
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def python_in(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def base_interpreter(python: Path | None) -> Path:

@@ -7,6 +7,7 @@ by whoever comes next where its making came to no end.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -19,7 +20,8 @@ from typing import Any
 
 from torchenv_magic import __version__
 from torchenv_magic.environment import Environment, read_environment, shown_path
-from torchenv_magic.errors import DiskSpaceError, InstallCancelled, InstallError, TargetError
+from torchenv_magic.errors import InstallError, TargetError
+from torchenv_magic.installation.data_folder import python_in
 from torchenv_magic.installation.layers import Layer, attach_new
 from torchenv_magic.installation.new_kernel import (
     describe_kernel,
@@ -27,7 +29,6 @@ from torchenv_magic.installation.new_kernel import (
     furnish,
     make_environment,
     offer_kernel,
-    python_in,
     read_places,
 )
 from torchenv_magic.installation.progress import Event, OnEvent
@@ -45,6 +46,8 @@ COMMAND = "torchenv preinstall"
 """What the history says of who installed."""
 _MARKER = "furnished.json"
 _ASIDE = ".removed-"
+# Of `attach_new`.
+_ATTACHING = ".torchenv-"
 
 
 class _BrokenError(Exception):
@@ -86,15 +89,14 @@ def prepare(
         )
     if layer is not None and _take(place, layer, tell):
         return Prepared(python=python, has_layer=True)
-    if not python.exists():
+    if _is_new(place):
         check_room((place.prefix, find_uv().cache_directory()), KERNEL_BYTES)
     try:
         _mend(place, sites=sites, tell=tell, cancellation=cancellation)
-    except (DiskSpaceError, InstallCancelled):
-        raise
-    except (_BrokenError, TargetError, InstallError) as error:
-        # A Python that is gone, or half of a kernel.
-        if not _is_ours(place):
+    except (_BrokenError, TargetError) as error:
+        # Half of a kernel, or of an environment. What a person has worked in is mended, and where
+        # that fails it stays: the machine may be slow today, or a disk away.
+        if not _is_ours(place) or (isinstance(error, TargetError) and _is_furnished(place)):
             raise
         logger.info("%s is made anew: %s", place.prefix, error)
         _clear(place)
@@ -107,7 +109,7 @@ def prepare(
 @contextlib.contextmanager
 def leaving_room(place: Place, cache: Path) -> Iterator[None]:
     """Remove what a failed attempt has begun, where it is half of something or fills the disk."""
-    is_new = place.is_ours and not python_in(place.prefix).exists()
+    is_new = _is_new(place)
     had_cache = cache.exists()
     try:
         yield
@@ -158,7 +160,7 @@ def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellati
         tell(Event(phase="resolve", message=f"Making {shown_path(place.prefix)}"))
         # Where packages are there, this gives them the Python of another image.
         make_environment(find_uv(), Path(sys.executable), place.prefix, KERNEL_NAME, cancellation)
-    environment = read_environment(python)
+    environment = _read(place, cancellation)
     noted = _noted(place)
     if noted.get("made") and "version" not in noted and environment.packages:
         raise _BrokenError("an earlier install was ended as it made this environment")
@@ -172,6 +174,18 @@ def _mend(place: Place, *, sites: Sites, tell: OnEvent, cancellation: Cancellati
     furnish(find_uv(), python, sites=sites, tell=tell, cancellation=cancellation)
     _offer(place, describe_kernel(python, cancellation))
     _note(place, {**noted, **done})
+
+
+def _read(place: Place, cancellation: Cancellation) -> Environment:
+    """Return the environment as it is, with a Python that answers where it has one that is dead."""
+    python = python_in(place.prefix)
+    try:
+        return read_environment(python)
+    except TargetError:
+        if not _is_ours(place):
+            raise
+        make_environment(find_uv(), Path(sys.executable), place.prefix, KERNEL_NAME, cancellation)
+        return read_environment(python)
 
 
 def _offer(place: Place, described: Mapping[str, Any]) -> None:
@@ -209,6 +223,12 @@ def _is_ours(place: Place) -> bool:
 def _is_furnished(place: Place) -> bool:
     """Whether its kernel was brought to its end."""
     return "version" in _noted(place)
+
+
+def _is_new(place: Place) -> bool:
+    """Whether nothing of a person can be in it yet; a Python that is gone was there once."""
+    never = not os.path.lexists(python_in(place.prefix)) and not _is_furnished(place)
+    return place.is_ours and never
 
 
 def _noted(place: Place) -> dict[str, Any]:
@@ -249,7 +269,12 @@ def _clear(place: Place) -> None:
 
 def _sweep(prefix: Path) -> None:
     """Remove what makers of this environment who were killed have left beside it."""
-    for left in prefix.parent.glob(f".{prefix.name}.*"):
+    name = glob.escape(f".{prefix.name}")
+    # Not all that begins so: `.…-rocm7.2.1` is the lock of another one.
+    for left in (
+        *prefix.parent.glob(f"{name}{_ASIDE}*"),
+        *prefix.parent.glob(f"{name}{_ATTACHING}*"),
+    ):
         logger.info("%s was left, and goes", left)
         shutil.rmtree(left, ignore_errors=True)
 

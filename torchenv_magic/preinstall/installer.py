@@ -36,6 +36,7 @@ from torchenv_magic.environment import (
 )
 from torchenv_magic.errors import (
     BusyError,
+    ConsentError,
     InstallCancelled,
     InstallError,
     TargetError,
@@ -51,6 +52,7 @@ from torchenv_magic.installation.layers import (
     choose_layer,
     find_layers,
 )
+from torchenv_magic.installation.layers_trust import path_problem, tree_problem
 from torchenv_magic.installation.plan import Plan, ask, is_met, looks_satisfied
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
@@ -89,7 +91,6 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ORDER = 1_000_000
 _LAYERS = "TORCHENV_LAYERS"
 _MOST_ROUNDS = 3
 
@@ -119,17 +120,12 @@ class _Found:
     """What is to be said of it, after its name."""
 
 
-def main() -> int:
-    """Carry out the order that stands on standard input; return 0 where all is there."""
+def main(content: bytes) -> int:
+    """Carry out an order; return 0 where all is there."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
     )
-    try:
-        order = _read_order(sys.stdin.buffer.read(_LONGEST_ORDER))
-    except (ValueError, LookupError, TypeError) as error:
-        # Who began it has died in that very moment.
-        logger.info("no order: %r", error)
-        return 1
+    order = _read_order(content)
     _stand_back()
     report = Report(
         order.directory, target=order.place.prefix, since=order.since, notice=order.notice
@@ -181,11 +177,7 @@ def _read_order(content: bytes) -> Order:
 
 
 def _stand_back() -> None:
-    """Let the server, which a person waits for, have the machine first."""
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError):
-        os.nice(19)
+    """Let the server, which a person waits for, have the disk and the memory first."""
     if sys.platform != "linux":
         return
     # Where memory runs out, it is not the server that has to go.
@@ -260,7 +252,7 @@ def _check_cache(report: Report) -> None:
     named = os.environ.get("UV_CACHE_DIR")
     if named and not _is_own(Path(named)) and (problem := cache_problem(Path(named))):
         logger.info("%s", problem)
-        report.know(notice=f"{problem}: your own is used")
+        report.remark(f"{problem}: your own is used")
         os.environ["UV_CACHE_DIR"] = str(data_folder(os.environ) / "cache")
     if seed := os.environ.get("TORCHENV_SEED"):
         seeded = seed_cache(Path(seed), find_uv().cache_directory())
@@ -351,7 +343,7 @@ def _bring(
     place = order.place
     # An environment that is kept by us has no settings of its own: the server's hold there.
     settings = Path(sys.prefix) if place.is_ours else place.prefix
-    sites = read_sites(prefix=settings)
+    sites = _trusted(read_sites(prefix=settings), report)
     layer = _layer(request, report)
     python = None
     if not place.is_own:
@@ -411,6 +403,22 @@ def _kept(
     return backend if fits else None
 
 
+def _trusted(sites: Sites, report: Report) -> Sites:
+    """Return the places for wheels without the folders that others can write.
+
+    Nothing holds a wheel of a folder to a hash, and what is in it runs at the next import.
+    """
+    kept = []
+    for text in sites.find_links:
+        folder = Path(text)
+        if problem := path_problem(folder) or tree_problem(folder):
+            logger.info("%s: %s", folder, problem)
+            report.remark(f"The wheel folder {folder} is refused: {problem}")
+        else:
+            kept.append(text)
+    return replace(sites, find_links=tuple(kept))
+
+
 def _layer(request: Request, report: Report) -> Layer | None:
     """Return the layer that fits, of those in the folders that an admin has named."""
     folders = [Path(text) for text in os.environ.get(_LAYERS, "").split(os.pathsep) if text]
@@ -424,7 +432,7 @@ def _layer(request: Request, report: Report) -> Layer | None:
         logger.info("%s", reason)
     for layer in layers:
         if isinstance(layer, Unusable) and layer.untrusted:
-            report.know(notice=f"The layer {layer.directory} is not taken: {layer.problem}")
+            report.remark(f"The layer {layer.directory} is not taken: {layer.problem}")
     return choice.layer
 
 
@@ -465,7 +473,12 @@ def _install(
             logger.info("%s", text)
         plan = _plan(status, request, sites, tell, cancellation)
         report.know(backend=str(plan.backend))
-        plan.check_consent()
+        try:
+            plan.check_consent()
+        except ConsentError as error:
+            # Nobody is here to be asked, and no option of this word says yes.
+            error.hint = f"`%torchenv install {plan.backend} --yes` in a notebook does it"
+            raise
         check_reserve(plan)
         logger.info("%s", plan)
         try:

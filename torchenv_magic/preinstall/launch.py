@@ -14,11 +14,11 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchenv_magic import __version__
-from torchenv_magic.errors import TargetError
+from torchenv_magic.errors import InstallError, TargetError
 from torchenv_magic.preinstall.place import Place, jupyter_folder, place_of
 from torchenv_magic.preinstall.record import (
     LOG_NAME,
@@ -37,7 +37,7 @@ from torchenv_magic.preinstall.record import (
 from torchenv_magic.preinstall.stamp import circumstances, holds, read_stamp
 from torchenv_magic.preinstall.wish import Wish
 
-__all__ = ["Begun", "begin", "installer_environment"]
+__all__ = ["Begun", "NotBegunError", "begin", "installer_environment", "run_installer"]
 
 _PREFIX = "torchenv-preinstall-"
 _SERVER_NAME = "server.json"
@@ -51,9 +51,10 @@ _FORGOTTEN_SECONDS = 30 * 86_400.0
 _PROGRAM = (
     "import os, sys; hasattr(os, 'fork') and os.fork() and os._exit(0); "
     "sys.path[:] = [*filter(None, sys.path), sys.argv.pop()]; "
-    "from torchenv_magic.preinstall.installer import main; sys.exit(main())"
+    "from torchenv_magic.preinstall.launch import run_installer; sys.exit(run_installer())"
 )
 _START_SECONDS = 10.0
+_LONGEST_ORDER = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,15 @@ class Begun:
     """What the server's environment has to have, for itself and its kernels."""
     running: bool
     """Whether there is anything to wait for."""
+
+
+class NotBegunError(OSError):
+    """No folder for the record can be made, or no process be started."""
+
+    def __init__(self, error: OSError, variables: dict[str, str]) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        # The kernel of an earlier start is there all the same.
+        self.variables = variables
 
 
 def begin(wish: Wish, *, environ: Mapping[str, str], offers_kernel: bool = False) -> Begun:
@@ -81,35 +91,46 @@ def begin(wish: Wish, *, environ: Mapping[str, str], offers_kernel: bool = False
 
     Raises
     ------
-    OSError
-        No folder for the record can be made, or no process be started.
+    NotBegunError
     """
-    sweep()
-    directory = _make_directory(environ)
-    write_private(
-        directory / _SERVER_NAME,
-        json.dumps(
-            {"pid": os.getpid(), "started": process_started(os.getpid()), "boot": boot_of_host()}
-        ).encode("ascii"),
-    )
-    variables = {STATE_VARIABLE: str(directory)}
+    variables: dict[str, str] = {}
+    try:
+        return _begin(wish, environ, variables, offers_kernel=offers_kernel)
+    except OSError as error:
+        variables.pop(STATE_VARIABLE, None)
+        raise NotBegunError(error, variables) from error
+
+
+def _begin(
+    wish: Wish, environ: Mapping[str, str], variables: dict[str, str], *, offers_kernel: bool
+) -> Begun:
     notice = " · ".join(wish.notices)
     since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    place: Place | None = None
+    problem: TargetError | None = None
     try:
         place = place_of(wish, environ)
     except TargetError as error:
+        problem = error
+    else:
+        if not place.is_own:
+            paths = str(jupyter_folder(place.prefix)), environ.get("JUPYTER_PATH")
+            variables["JUPYTER_PATH"] = os.pathsep.join(filter(None, paths))
+        if place.cache is not None:
+            variables["UV_CACHE_DIR"] = str(place.cache)
+    sweep()
+    directory = _make_directory(environ)
+    variables[STATE_VARIABLE] = str(directory)
+    if place is None or problem is not None:
         record = Record(
-            status="failed", message=error.message, hint=error.hint, since=since, notice=notice
+            status="failed",
+            message=problem.message if problem else "",
+            hint=problem.hint if problem else "",
+            since=since,
+            notice=notice,
         )
         write_record(directory, record)
         return Begun(directory=directory, variables=variables, running=False)
-    if not place.is_own:
-        own = str(jupyter_folder(place.prefix))
-        variables["JUPYTER_PATH"] = os.pathsep.join(
-            filter(None, (own, environ.get("JUPYTER_PATH")))
-        )
-    if place.cache is not None:
-        variables["UV_CACHE_DIR"] = str(place.cache)
     stamp = read_stamp(place.prefix)
     now = circumstances(wish, place, environ, version=__version__)
     if stamp is not None and holds(stamp, now) and not offers_kernel:
@@ -185,13 +206,62 @@ def _start(
     finally:
         os.close(log)
     if process.stdin is not None:
-        with process.stdin as pipe, contextlib.suppress(BrokenPipeError):
+        # The pipe is emptied at its close, where it may break too.
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(json.dumps(order).encode("ascii"))
     if sys.platform != "win32":
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_START_SECONDS)
+    if process.returncode:
+        _fail(
+            directory,
+            InstallError(
+                f"The installer could not be started: it ended with {process.returncode}",
+                hint=f"read `{directory / LOG_NAME}`: it has what Python said",
+            ),
+        )
     # What goes on is nobody's to wait for: Popen would warn of that.
     process.returncode = process.returncode or 0
+
+
+def _fail(directory: Path, error: InstallError) -> None:
+    """Write that there is no installer, so that nobody waits for one."""
+    record = read_record(directory)
+    if record is not None:
+        failed = replace(record, status="failed", message=error.message, hint=error.hint)
+        write_record(directory, failed)
+
+
+def run_installer() -> int:
+    """Be the installer: say who this is at once, and what happened where it can't be loaded."""
+    content = sys.stdin.buffer.read(_LONGEST_ORDER)
+    try:
+        directory = Path(json.loads(content)["directory"])
+    except (ValueError, LookupError, TypeError):
+        # Who began it has died in that very moment.
+        return 1
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            # The server, which a person waits for, has the machine first.
+            os.nice(19)
+    record = read_record(directory)
+    if record is not None:
+        pid = os.getpid()
+        with contextlib.suppress(OSError):
+            write_record(directory, replace(record, pid=pid, started=process_started(pid)))
+    try:
+        from torchenv_magic.preinstall.installer import main
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            _fail(
+                directory,
+                InstallError(
+                    f"The installer could not be loaded: {type(error).__name__}",
+                    hint=f"read `{directory / LOG_NAME}`: it has what Python said",
+                ),
+            )
+        raise
+    return main(content)
 
 
 _APART_ON_WINDOWS = 0
@@ -243,7 +313,8 @@ def _temporary(environ: Mapping[str, str]) -> list[Path]:
 
 
 def _make_directory(environ: Mapping[str, str]) -> Path:
-    """Make a folder that only this user can look into."""
+    """Make a folder that only this user can look into, where there is room for a file."""
+    server = {"pid": os.getpid(), "started": process_started(os.getpid()), "boot": boot_of_host()}
     problem: OSError = FileNotFoundError(2, "there is no folder for temporary files")
     for folder in _temporary(environ):
         directory = folder / f"{_PREFIX}{os.urandom(8).hex()}"
@@ -251,6 +322,13 @@ def _make_directory(environ: Mapping[str, str]) -> Path:
             directory.mkdir(mode=0o700)
         except OSError as error:
             problem = error
+            continue
+        try:
+            write_private(directory / _SERVER_NAME, json.dumps(server).encode("ascii"))
+        except OSError as error:
+            problem = error
+            with contextlib.suppress(OSError):
+                directory.rmdir()
         else:
             return directory
     raise problem

@@ -26,7 +26,6 @@ __all__ = [
     "Place",
     "choose_place",
     "identity_of",
-    "interpreter_in",
     "jupyter_folder",
     "place_of",
     "vendor_here",
@@ -138,11 +137,6 @@ def identity_of(prefix: Path) -> str:
     except (OSError, ValueError):
         return ""
     return f"{boot_of_host().partition(' ')[0]}:{status.st_dev}:{status.st_ino}"
-
-
-def interpreter_in(prefix: Path) -> Path:
-    """Return the interpreter of a virtual environment."""
-    return prefix / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def jupyter_folder(prefix: Path) -> Path:

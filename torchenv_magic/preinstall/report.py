@@ -66,6 +66,11 @@ class Report:
         """Tell what is decided by now."""
         self._record = replace(self._record, **fields)  # type: ignore[arg-type]
 
+    def remark(self, text: str) -> None:
+        """Tell what a person is to know besides, and all that was told before."""
+        notice = " · ".join(filter(None, (self._record.notice, _printable(text))))
+        self._record = replace(self._record, notice=notice)
+
     def done(self, message: str) -> None:
         """Tell that all is there."""
         logger.info("%s", message)

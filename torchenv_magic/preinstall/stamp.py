@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torchenv_magic.installation.data_folder import python_in
 from torchenv_magic.preinstall.place import (
-    HUB_VARIABLE,
     KERNEL_NAME,
     Place,
-    interpreter_in,
     jupyter_folder,
     vendor_here,
 )
@@ -87,9 +86,8 @@ def circumstances(
         "requirements": list(wish.requirements),
         "settings": {name: environ[name] for name in _DECIDING if environ.get(name)},
         "hidden": [name for name in _HIDING if environ.get(name, "all").strip() in _HIDDEN],
-        "hub": environ.get(HUB_VARIABLE, ""),
         "python": [sys.version, sys.prefix, *_file(os.path.realpath(sys.executable))],
-        "interpreter": _file(str(interpreter_in(place.prefix))),
+        "interpreter": _file(str(python_in(place.prefix))),
         "image": [environ.get("JUPYTER_IMAGE_SPEC", ""), *_file("/etc/os-release")],
         "accelerators": _accelerators(),
     }

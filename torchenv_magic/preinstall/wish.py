@@ -149,7 +149,8 @@ def is_off(environ: Mapping[str, str]) -> bool:
 
 
 def _shown(text: str) -> str:
-    return ascii(_printable(text))[1:-1]
+    # What follows may be an address with a login.
+    return ascii(re.split(r"@|://", _printable(text))[0].strip())[1:-1]
 
 
 def _printable(text: str) -> str:

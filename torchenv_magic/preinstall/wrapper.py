@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torchenv_magic.preinstall.launch import Begun, begin
+from torchenv_magic.preinstall.launch import Begun, NotBegunError, begin
 from torchenv_magic.preinstall.record import LOG_NAME, Record, is_running, own_user, read_record
 from torchenv_magic.preinstall.wish import (
     Wish,
@@ -67,10 +67,21 @@ def _preinstall(
         return 0
     try:
         wish = _read(before, wish_of(environment))
+        if not is_server:
+            _check_no_program(wish.requirements, environment.get("PATH", os.defpath))
     except _Misspelt as error:
         _say(f"{error}; PyTorch is not being installed (`torchenv preinstall -h` shows how)")
         return _MISSPELT
-    begun = begin(wish, environ=environment, offers_kernel=not is_server)
+    try:
+        begun = begin(wish, environ=environment, offers_kernel=not is_server)
+    except NotBegunError as error:
+        environment.update(error.variables)
+        place = f"`{error.filename}`: " if error.filename else ""
+        _say(
+            f"PyTorch is not being installed: {place}{error.strerror} (hint: free some space "
+            "there, or see who may write)"
+        )
+        return 0
     environment.update(begun.variables)
     record = read_record(begun.directory, owner=own_user())
     if record is not None and begun.running:
@@ -177,6 +188,19 @@ def _read(texts: Sequence[str], wish: Wish) -> Wish:
             raise _Misspelt("`--env` needs a folder")
         wish = replace(wish, environment=absolute(options.env))
     return wish
+
+
+def _check_no_program(requirements: Sequence[str], path: str) -> None:
+    """Refuse a server's name where its `--` was forgotten: anybody may give a package that name."""
+    asked = [text for text in requirements if text != "torch"]
+    for place, text in enumerate(asked):
+        is_program = place == 0 and any(
+            os.access(f"{folder}{os.sep}{text}", os.X_OK)
+            for folder in path.split(os.pathsep)
+            if folder
+        )
+        if is_program or text.startswith(("jupyter", "batchspawner")):
+            raise _Misspelt(f"`{text}` is a program: write `--` before the command of the server")
 
 
 # --------------------------------------------------------------------------------- signals, the end
