@@ -120,6 +120,20 @@ def test_a_job_s_own_command_is_wrapped_and_only_the_choice_reaches_its_script()
     assert spawner.user_options == {OPTION: "cpu"}
 
 
+def test_where_nobody_is_asked_no_option_reaches_a_job_s_script() -> None:
+    c = Config()
+    c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"
+    spawner = spawner_of(configured(c, form=False))
+    spawner.user_options = {OPTION: "cpu", "prologue": "id"}
+    asyncio.run(spawner._run_apply_user_options(spawner.user_options))
+    assert spawner.user_options == {}
+    # An admin's own form is theirs to judge.
+    c = Config()
+    c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"
+    c.Spawner.options_form = "<input name=memory>"
+    assert "apply_user_options" not in configured(c, form=False).Spawner
+
+
 # --------------------------------------------------------------------------- the time there is
 
 
@@ -151,6 +165,7 @@ def test_the_variables_say_what_the_preinstall_reads() -> None:
         mirror="https://mirror.example/whl/",
         find_links=["/srv/wheels", "/srv/more"],
         layers=["/srv/layers"],
+        seed="/srv/seed",
         certificates="/etc/ssl/site.pem",
         proxies="http://proxy.example:3128",
     )
@@ -162,6 +177,7 @@ def test_the_variables_say_what_the_preinstall_reads() -> None:
         "TORCHENV_INDEX_BASE": "https://mirror.example/whl",
         "TORCHENV_FIND_LINKS": "/srv/wheels:/srv/more",
         "TORCHENV_LAYERS": "/srv/layers",
+        "TORCHENV_SEED": "/srv/seed",
         "TORCHENV_HUB_ENVIRONMENT": identity_of(Path(sys.prefix)),
         "SSL_CERT_FILE": "/etc/ssl/site.pem",
         "REQUESTS_CA_BUNDLE": "/etc/ssl/site.pem",
@@ -189,6 +205,9 @@ def test_what_the_admin_set_in_so_many_words_stays() -> None:
     "options",
     [
         {"backend": "cuda"},
+        {"backend": "cu126"},
+        {"c": Config(Spawner={"environment": {"TORCHENV_BACKEND": "cu126"}})},
+        {"c": Config(Spawner={"environment": {"TORCHENV_BACKEND": lambda _: "cpu"}})},
         {"variants": ()},
         {"variants": ("auto", "$(id)")},
         {"variants": ("cpu", "cpu")},
@@ -201,6 +220,7 @@ def test_what_the_admin_set_in_so_many_words_stays() -> None:
         {"mirror": "https://someone:hunter2@mirror.example/whl"},
         {"find_links": ("wheels",)},
         {"layers": ("/srv/a:b",)},
+        {"seed": "seed"},
         {"certificates": "site.pem"},
         {"proxies": {"ftp": "http://proxy.example"}},
         {"proxies": "http://someone:hunter2@proxy example"},
@@ -309,11 +329,29 @@ def test_what_is_done_with_the_other_options_is_done_as_before() -> None:
 # ------------------------------------------------------------------------------------- the choice
 
 
+@pytest.mark.parametrize(
+    ("environment", "backend"), [({}, "cu126"), ({"TORCHENV_BACKEND": "cu126"}, "auto")]
+)
+def test_who_has_not_chosen_gets_the_build_that_the_admin_named(
+    environment: dict[str, str], backend: str
+) -> None:
+    c = Config()
+    c.Spawner.environment = environment
+    spawner = spawner_of(configured(c, backend=backend, variants=("auto", "cpu", "cu126")))
+    page = asyncio.run(spawner.get_options_form())
+    assert page.index('value="cu126"') < page.index(" checked>") < page.index('value="auto"')
+    assert "(recommended)" not in page
+    asyncio.run(spawner._run_apply_user_options({}))
+    assert spawner.environment["TORCHENV_BACKEND"] == "cu126"
+    asyncio.run(spawner._run_apply_user_options({OPTION: "auto"}))
+    assert spawner.environment["TORCHENV_BACKEND"] == "auto"
+
+
 def test_the_start_after_another_choice_knows_nothing_of_that() -> None:
     spawner = spawner_of(configured())
     asyncio.run(spawner._run_apply_user_options({OPTION: "rocm7.2"}))
     assert spawner.environment["TORCHENV_BACKEND"] == "auto"
-    assert "`rocm7.2`" in spawner.environment["TORCHENV_PREINSTALL_NOTICE"]
+    assert "build rocm7.2 of" in spawner.environment["TORCHENV_PREINSTALL_NOTICE"]
     asyncio.run(spawner._run_apply_user_options({OPTION: "cpu"}))
     assert spawner.environment["TORCHENV_BACKEND"] == "cpu"
     assert "TORCHENV_PREINSTALL_NOTICE" not in spawner.environment
@@ -324,7 +362,7 @@ def test_a_build_that_is_not_offered_falls_back_and_what_is_no_build_is_refused(
     assert read_choice({}, offered).backend == "cpu"
     assert read_choice({OPTION: "cu126"}, offered).backend == "cu126"
     fallen = read_choice({OPTION: "auto"}, offered)
-    assert (fallen.backend, "`auto`" in fallen.notice) == ("cpu", True)
+    assert (fallen.backend, "build auto of" in fallen.notice) == ("cpu", True)
     for value in ("cu", "CPU", "cu\u0661\u0662\u0666", "cu126 ", ["cpu"], None, 5, "", "auto\n"):
         assert not is_backend(value)
         with pytest.raises(RequestError):

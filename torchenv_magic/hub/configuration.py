@@ -12,12 +12,13 @@ from torchenv_magic.hub.command import SINGLE_USER, spawner_command, spawner_com
 from torchenv_magic.hub.environment import MARGIN_SECONDS, environment, is_batch
 from torchenv_magic.hub.options import (
     apply_user_options,
+    drop_user_options,
     is_ours,
     options_form,
     options_from_form,
     with_links,
 )
-from torchenv_magic.hub.variants import Variant
+from torchenv_magic.hub.variants import Variant, is_backend
 
 if TYPE_CHECKING:
     from traitlets.config import Config
@@ -40,6 +41,7 @@ def configure(
     mirror: str | None = None,
     find_links: Sequence[str] = (),
     layers: Sequence[str] = (),
+    seed: str | None = None,
     certificates: str | None = None,
     proxies: str | Mapping[str, str] | None = None,
     form: bool = True,
@@ -56,7 +58,8 @@ def configure(
         The configuration.
     variants
         What the users may choose from: backends as uv calls them, with titles where it is a
-        mapping. `auto` is what is taken where somebody hasn't chosen.
+        mapping. `backend` is what is taken where somebody hasn't chosen, and has to be one of
+        them.
     wait
         The seconds that a server may be kept waiting for its install. The time-out of the spawner
         is raised for it; with 0 nothing waits, and notebooks join the running install.
@@ -66,7 +69,7 @@ def configure(
         Shows the install on the page of a pending server.
     command
         How `torchenv` is started where the servers run, where it is not on their `PATH`.
-    backend, requirements, mirror, find_links, layers, certificates, proxies
+    backend, requirements, mirror, find_links, layers, seed, certificates, proxies
         See `environment`.
 
     Raises
@@ -82,11 +85,14 @@ def configure(
         mirror=mirror,
         find_links=find_links,
         layers=layers,
+        seed=seed,
         certificates=certificates,
         proxies=proxies,
     )
     if form:
-        configured.add_form(variants)
+        configured.add_form(variants, backend)
+    else:
+        configured.guard_jobs()
     configured.add_variables(variables)
     configured.wrap_command(command)
     configured.raise_timeout(wait)
@@ -142,14 +148,32 @@ class _Configured:
 
     def add_variables(self, variables: Mapping[str, Any]) -> None:
         section = self._section("environment")
-        given = dict.get(section, "environment", {})
         # What the admin has said in so many words stays.
-        if isinstance(given, Mapping):
-            section.environment = {**variables, **given}
-        else:  # `c.Spawner.environment.update(…)`
-            given.update({**variables, **given.to_dict().get("update", {})})
+        wanted = {**variables, **self._given_variables()}
+        if isinstance(given := dict.get(section, "environment", {}), Mapping):
+            section.environment = wanted
+        else:
+            given.update(wanted)
 
-    def add_form(self, variants: Sequence[str | Variant] | Mapping[str, str]) -> None:
+    def _given_variables(self) -> Mapping[str, Any]:
+        given = self._value("environment", {})
+        if isinstance(given, Mapping):
+            return given
+        # `c.Spawner.environment.update(…)`
+        late: Mapping[str, Any] = given.to_dict().get("update", {})
+        return late
+
+    def guard_jobs(self) -> None:
+        """Let no option into a job's script that nobody is asked for."""
+        known = self._class.class_traits(config=True)  # type: ignore[attr-defined]
+        if is_batch(self._class) and "apply_user_options" in known and not self._asks():
+            self._section("apply_user_options").apply_user_options = drop_user_options()
+
+    def _asks(self) -> bool:
+        """Whether the admin has a use of their own for what users choose."""
+        return any(self._value(trait) for trait in _HOOKS)
+
+    def add_form(self, variants: Sequence[str | Variant] | Mapping[str, str], backend: str) -> None:
         known = self._class.class_traits(config=True)  # type: ignore[attr-defined]
         if "apply_user_options" not in known:
             raise ConfigurationError(
@@ -163,13 +187,21 @@ class _Configured:
                 hint="give `form=False`, and name the build by `backend` or by a profile's "
                 "`environment`",
             )
+        named = self._given_variables().get("TORCHENV_BACKEND", backend)
+        if not is_backend(named):
+            # A function of the spawner would be one.
+            raise ConfigurationError(
+                "What the spawner's `environment` gives to TORCHENV_BACKEND names no build, while "
+                "users choose one",
+                hint="name it by `backend` instead, or give `form=False`",
+            )
         before = {trait: self._value(trait) for trait in _HOOKS}
         if any(map(is_ours, before.values())):
             raise ConfigurationError(
                 "`configure` is called twice for this hub", hint="leave one of the calls out"
             )
         self._section("options_form").options_form = options_form(
-            variants, **_given(before=before["options_form"])
+            variants, backend=named, **_given(before=before["options_form"])
         )
         self._section("options_from_form").options_from_form = options_from_form(
             **_given(before=before["options_from_form"])
@@ -177,6 +209,7 @@ class _Configured:
         apply = before["apply_user_options"]
         self._section("apply_user_options").apply_user_options = apply_user_options(
             variants,
+            backend=named,
             before=apply,
             only=is_batch(self._class)
             and not (before["options_form"] or before["options_from_form"] or callable(apply)),

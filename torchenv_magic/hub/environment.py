@@ -30,6 +30,7 @@ def environment(
     mirror: str | None = None,
     find_links: Sequence[str] = (),
     layers: Sequence[str] = (),
+    seed: str | None = None,
     certificates: str | None = None,
     proxies: str | Mapping[str, str] | None = None,
 ) -> Variables:
@@ -52,6 +53,8 @@ def environment(
         Folders of wheels.
     layers
         Folders that `torchenv layer` has filled.
+    seed
+        A cache of uv's that root has filled, from which each user's is cloned.
     certificates
         A file of certificates that is trusted: a site's own.
     proxies
@@ -90,6 +93,8 @@ def environment(
         variables["TORCHENV_FIND_LINKS"] = folders
     if folders := _folders("layers", layers):
         variables["TORCHENV_LAYERS"] = folders
+    if seed is not None:
+        variables["TORCHENV_SEED"] = _checked_path("seed", seed)
     if certificates is not None:
         # The first is read by uv and Python, the second by requests and what stands on it.
         file = _checked_path("certificates", certificates)

@@ -8,11 +8,12 @@ from inspect import isawaitable, signature
 from typing import Any, TypeVar
 
 from torchenv_magic.errors import RequestError
-from torchenv_magic.hub.variants import OPTION, Variant, form_html, read_choice, read_variants
+from torchenv_magic.hub.variants import AUTO, OPTION, Variant, form_html, read_choice, read_variants
 
 __all__ = [
     "NOTICE_VARIABLE",
     "apply_user_options",
+    "drop_user_options",
     "is_ours",
     "options_form",
     "options_from_form",
@@ -34,16 +35,19 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def options_form(
     variants: Sequence[str | Variant] | Mapping[str, str],
     *,
+    backend: str = AUTO,
     before: Any = _DEFAULT,  # noqa: ANN401
 ) -> _Form:
     """Return a function for `Spawner.options_form`.
 
     Parameters
     ----------
+    backend
+        The one that is marked for all who haven't chosen yet.
     before
         The form that there is already; without it the one that the class of the spawner has.
     """
-    offered = read_variants(variants)
+    offered = read_variants(variants, backend=backend)
 
     async def torchenv_options_form(spawner: Any) -> str:  # noqa: ANN401
         theirs = spawner.trait_defaults("options_form") if before is _DEFAULT else before
@@ -79,6 +83,7 @@ def options_from_form(*, before: Any = _DEFAULT) -> Callable[..., Any]:  # noqa:
 def apply_user_options(
     variants: Sequence[str | Variant] | Mapping[str, str],
     *,
+    backend: str = AUTO,
     before: Callable[..., Any] | Mapping[str, str] | None = None,
     only: bool = False,
 ) -> Callable[[Any, Mapping[str, Any]], Awaitable[None]]:
@@ -88,13 +93,15 @@ def apply_user_options(
 
     Parameters
     ----------
+    backend
+        The one for all who haven't chosen.
     before
         What is done with the other options now.
     only
         Drops the options that neither this nor `before` knows, where a spawner would write them
         into a program.
     """
-    offered = read_variants(variants)
+    offered = read_variants(variants, backend=backend)
 
     async def torchenv_apply_user_options(
         spawner: Any,  # noqa: ANN401
@@ -126,6 +133,18 @@ def apply_user_options(
             await answer
 
     return _mark(torchenv_apply_user_options)
+
+
+def drop_user_options() -> Callable[[Any, Mapping[str, Any]], None]:
+    """Return a function for `Spawner.apply_user_options` where nobody is asked for any.
+
+    They come by a link or the hub's API all the same, and some spawners write them into a program.
+    """
+
+    def torchenv_drop_user_options(spawner: Any, _user_options: Mapping[str, Any]) -> None:  # noqa: ANN401
+        spawner.user_options = {}
+
+    return _mark(torchenv_drop_user_options)
 
 
 def with_links(spawner_class: type) -> type:

@@ -65,13 +65,23 @@ class Choice:
     """What the person and the admin are told, where that is not what was asked for."""
 
 
-def read_variants(given: Iterable[str | Variant] | Mapping[str, str]) -> tuple[Variant, ...]:
-    """Return what is offered, with `auto` first; a mapping gives titles to backends.
+def read_variants(
+    given: Iterable[str | Variant] | Mapping[str, str], *, backend: str = AUTO
+) -> tuple[Variant, ...]:
+    """Return what is offered, the one for all who haven't chosen first.
+
+    Parameters
+    ----------
+    given
+        A mapping gives titles to backends.
+    backend
+        The one for all who haven't chosen. With `auto`, which needn't be offered, it is else the
+        first of them.
 
     Raises
     ------
     ConfigurationError
-        There is none, one is there twice, or is no backend.
+        There is none, one is there twice, or is no backend; or `backend` is none of them.
     """
     if isinstance(given, str):
         given = (given,)
@@ -95,7 +105,12 @@ def read_variants(given: Iterable[str | Variant] | Mapping[str, str]) -> tuple[V
             "There is no variant for the users to choose from",
             hint="name at least `auto` in `variants`, or give `form=False`",
         )
-    return tuple(sorted(found.values(), key=lambda variant: variant.backend != AUTO))
+    if backend != AUTO and backend not in found:
+        raise ConfigurationError(
+            f"{backend!r} is named for all who haven't chosen, and nobody can choose it",
+            hint="name it in `variants` too, or give `form=False`",
+        )
+    return tuple(sorted(found.values(), key=lambda variant: variant.backend != backend))
 
 
 def is_backend(text: object) -> bool:
@@ -129,9 +144,9 @@ def read_choice(options: Mapping[str, object], offered: Sequence[Variant]) -> Ch
     if asked in names:
         return Choice(backend=str(asked))
     if is_backend(asked):
-        instead = "the build that fits the machine" if first == AUTO else f"`{first}`"
-        # No apostrophe: it goes through files that some spawners write for a shell or for systemd.
-        notes = [f"This hub does not offer PyTorch as `{asked}`: {instead} is taken instead"]
+        instead = "what fits the machine" if first == AUTO else first
+        # No quotes: it goes through files that some spawners write for a shell or for systemd.
+        notes = [f"This hub offers no build {asked} of PyTorch: {instead} is taken instead"]
         return Choice(backend=first, notice=notes[0])
     # Without what was sent: it may be of any length, and meant to look like something else.
     raise RequestError(
@@ -155,10 +170,19 @@ def form_html(offered: Sequence[Variant], *, chosen: str = "", note: str = "") -
     if len(offered) > _MOST_BUTTONS:
         return f"<div>{notice}{_select(offered, marked)}</div>"
     buttons = "".join(
-        _button(variant, checked=variant.backend == marked, recommended=variant.backend == AUTO)
+        _button(
+            variant,
+            checked=variant.backend == marked,
+            recommended=_is_recommended(variant, offered),
+        )
         for variant in offered
     )
     return f'<fieldset><legend class="fs-5">PyTorch</legend>{notice}{buttons}</fieldset>'
+
+
+def _is_recommended(variant: Variant, offered: Sequence[Variant]) -> bool:
+    """Whether it is `auto`, and the admin has named no other one to begin with."""
+    return variant.backend == AUTO == offered[0].backend
 
 
 def _button(variant: Variant, *, checked: bool, recommended: bool) -> str:
@@ -179,7 +203,8 @@ def _select(offered: Sequence[Variant], marked: str) -> str:
     options = "".join(
         f'<option value="{html.escape(variant.backend)}"'
         f"{' selected' if variant.backend == marked else ''}>"
-        f"{html.escape(variant.shown_title)}{' (recommended)' if variant.backend == AUTO else ''}: "
+        f"{html.escape(variant.shown_title)}"
+        f"{' (recommended)' if _is_recommended(variant, offered) else ''}: "
         f"{html.escape(variant.shown_description)}</option>"
         for variant in offered
     )
