@@ -312,7 +312,7 @@ def test_a_container_gets_the_wrapper_the_choice_its_volume_and_the_devices() ->
     assert not asked.get("Entrypoint")
     variables = dict(line.split("=", 1) for line in asked["Env"])
     assert variables["TORCHENV_BACKEND"] == "cu126"
-    assert variables["TORCHENV_FIND_LINKS"] == "/srv/wheels"
+    assert variables["TORCHENV_FIND_LINKS"] == "/srv/wheels:/opt/torchenv/wheels"
     assert set(asked["HostConfig"]["Binds"]) == {
         "jupyterhub-user-ada:/home/jovyan:rw",
         "/srv/wheels:/srv/wheels:ro",
@@ -365,7 +365,10 @@ def write_program(file: Path, text: str) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as a container's root does")
 def test_the_hook_gives_up_root_before_it_begins(public: Path) -> None:
-    told = 'echo "$(id -u) $(id -g) $(id -G) $HOME $USER $TORCHENV_BACKEND: $*"'
+    # In a container that is kept, the first folder of PATH is the user's own.
+    for name in ("id", "env", "setpriv"):
+        write_program(public / name, 'echo "planted, and run as root" >&2')
+    told = 'PATH=/usr/bin:/bin\necho "$(id -u) $(id -g) $(id -G) $HOME $USER $TORCHENV_BACKEND: $*"'
     write_program(public / "torchenv", told)
     names = {"NB_UID": "65534", "NB_GID": "100", "NB_USER": "ada", "TORCHENV_BACKEND": "cpu"}
     done = run_hook(public, user=0, variables={"HOME": "/root", "USER": "root", **names})

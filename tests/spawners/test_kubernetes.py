@@ -103,7 +103,7 @@ def test_home_and_cache_lie_on_one_volume_and_the_wheels_can_only_be_read() -> N
     assert volumes["torchenv-wheels"] == {"claimName": "torchenv-wheels", "readOnly": True}
     assert mounts["/home/jovyan"]["name"] in volumes
     variables = variables_of(pod)
-    assert variables["TORCHENV_FIND_LINKS"] == "/srv/wheels"
+    assert variables["TORCHENV_FIND_LINKS"] == "/srv/wheels:/opt/torchenv/wheels"
     # Elsewhere each file of the environment would be a copy and no link.
     assert "UV_CACHE_DIR" not in variables
 
