@@ -30,7 +30,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torchenv_magic.installation.footprint import entries
 
@@ -39,9 +39,14 @@ __all__ = ["INSTALLER", "Piece", "pieces_of", "write_pieces"]
 INSTALLER = "torchenv-layer"
 """What stands in the INSTALLER file of an attached package."""
 
-# Libraries and headers: a folder of so many files gets no file of another package, and a link for
-# each of them would be no sharing any more.
+# Headers: a link for each of so many would be no sharing any more. Only so deep down, and where no
+# Python package lies below, does nobody else bring a file: `google` and `nvidia` are everybody's,
+# and so is `nvidia/cu13/include`.
 _MANY = 64
+_DEEP = 4
+# As setuptools and pkgutil have it, a package says so itself: others have a part in it.
+_SPACE = re.compile(rb"\b(?:extend_path|declare_namespace)\s*\(")
+_BEGINNING = 4096
 _POINT = re.compile(r"([A-Za-z_][\w.]*)\s*:\s*([A-Za-z_]\w*)(?:\.[\w.]+)?\s*(?:\[.*\])?")
 _PROGRAM = """\
 # -*- coding: utf-8 -*-
@@ -87,12 +92,12 @@ def pieces_of(
         Whether that path of the environment is a folder that others have something in.
     """
     files = {name: list(_files(str(root), site, folder)) for name, folder in informations.items()}
-    trees = _Trees.of(files)
     spaces = {
-        space
+        f"{site}/{space.replace('.', '/')}"
         for folder in informations.values()
         for space in _declared_spaces(os.path.join(root, site, folder))
     }
+    trees = _Trees.of(files, str(root), site, spaces)
     pieces = []
     for name, folder in informations.items():
         information = f"{site}/{folder}"
@@ -117,11 +122,11 @@ def pieces_of(
                 if path[:end] in whole:
                     continue
                 while end != -1:
-                    if trees.may_be_linked(path[:end], site, spaces) and not is_shared(path[:end]):
+                    if trees.may_be_linked(path[:end]) and not is_shared(path[:end]):
                         link = path[:end]
                         break
                     end = path.find("/", end + 1)
-                if link.count("/") == start and link != path:
+                if link.count("/") == site.count("/") + 1 and link != path:
                     whole.add(link)
             links[link] = None
             if link == path and path.endswith(".py"):
@@ -152,14 +157,21 @@ def _files(root: str, site: str, information: str) -> Iterator[str]:
 class _Trees:
     """The folders of a layer: whose each is, and what is in it."""
 
+    site: str
     owners: Mapping[str, str | None]
     """None where it is more than one package's."""
     counts: Mapping[str, int]
     packages: frozenset[str]
     """Those that are a Python package, and no mere folder of some."""
+    above: frozenset[str]
+    """Those that have a Python package below them."""
+    spaces: frozenset[str]
+    """Python packages that others have a part in."""
 
     @classmethod
-    def of(cls, files: Mapping[str, Iterable[str]]) -> _Trees:
+    def of(
+        cls, files: Mapping[str, Iterable[str]], root: str, site: str, declared: Iterable[str]
+    ) -> _Trees:
         owners: dict[str, str | None] = {}
         counts: dict[str, int] = {}
         packages = set()
@@ -173,12 +185,31 @@ class _Trees:
                     if owners.setdefault(folder, name) != name:
                         owners[folder] = None
                     folder = folder.rpartition("/")[0]
-        return cls(owners, counts, frozenset(packages))
+        above = {str(place) for folder in packages for place in PurePosixPath(folder).parents}
+        spaces = set(declared)
+        # From the top: what lies in a package that is nobody else's is nobody else's either.
+        for folder in sorted(packages, key=lambda folder: folder.count("/")):
+            holder = folder.rpartition("/")[0]
+            free = holder == site or holder in spaces or holder not in packages
+            if free and owners[folder] is not None and _is_space(os.path.join(root, folder)):
+                spaces.add(folder)
+        return cls(site, owners, counts, frozenset(packages), frozenset(above), frozenset(spaces))
 
-    def may_be_linked(self, folder: str, site: str, spaces: set[str]) -> bool:
-        if self.owners[folder] is None or folder[len(site) + 1 :].replace("/", ".") in spaces:
+    def may_be_linked(self, folder: str) -> bool:
+        if self.owners[folder] is None or folder in self.spaces:
             return False
-        return folder in self.packages or self.counts[folder] > _MANY
+        if folder in self.packages:
+            return True
+        deep = folder.count("/") - self.site.count("/") >= _DEEP
+        return deep and self.counts[folder] > _MANY and folder not in self.above
+
+
+def _is_space(package: str) -> bool:
+    try:
+        with open(os.path.join(package, "__init__.py"), "rb") as file:
+            return _SPACE.search(file.read(_BEGINNING)) is not None
+    except OSError:
+        return False
 
 
 def _declared_spaces(information: str) -> list[str]:
