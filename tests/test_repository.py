@@ -128,7 +128,8 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     tracked = git("ls-files", "-z", "torchenv_magic").split("\0")
     assert set(filter(None, tracked)) <= names
     scripts = next(name for name in names if name.endswith(".dist-info/entry_points.txt"))
-    assert "torchenv = torchenv_magic.__main__:main" in zipfile.ZipFile(wheel).read(scripts).decode()
+    declared = zipfile.ZipFile(wheel).read(scripts).decode()
+    assert "torchenv = torchenv_magic.__main__:main" in declared
 
 
 def git(*arguments: str) -> str:
