@@ -8,19 +8,16 @@ knows nothing of us. The hub, its proxy, its users and their servers are real.
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measuring import BenchmarkError, Comparison, Goal, Series, take_turns
 from benchmarks.stage import Stage, run_program, serve_torch
 from tests.hub.campus import Campus, CampusMissingError, UnixUser, make_campus
-from tests.hub.hub import _TOKEN, Hub, HubMissingError, install_proxy
+from tests.hub.hub import Hub, HubMissingError, install_proxy
 from tests.kernel_wheels import pack_kernel_wheels
 from tests.kernels import Kernel
 from tests.standin import StandIn
@@ -113,7 +110,7 @@ class _Person:
         began = time.perf_counter()
         self.hub.ask("POST", server)
         url = self.hub.wait_until_ready(self.user.name)
-        made = self._post(f"{url}api/kernels", {"name": kernel})
+        made = self.hub.ask_at(url, "POST", "api/kernels", {"name": kernel})
         with Kernel.attach(self.user.kernel_connection(made["id"])) as running:
             text = running.printed(running.send(code))
         seconds = time.perf_counter() - began
@@ -121,17 +118,6 @@ class _Person:
             raise BenchmarkError(f"hub_login: the first cell said {text!r}")
         self.hub.ask("DELETE", server)
         return seconds
-
-    @staticmethod
-    def _post(url: str, body: dict[str, str]) -> Any:
-        request = urllib.request.Request(
-            url,
-            data=json.dumps(body).encode(),
-            headers={"Authorization": f"token {_TOKEN}", "Content-Type": "application/json"},
-        )
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=60) as response:
-            return json.loads(response.read())
 
 
 def _build_layer(campus: Campus, requirement: str) -> Path:
