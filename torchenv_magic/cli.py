@@ -512,7 +512,8 @@ def _prefetch(words: Words) -> int:
 
     sites = _own_sites(words)
     chosen = [_backend_for(words, backend) for backend in words.backends]
-    exclusions = [exclusion for _, exclusion in chosen if exclusion]
+    # Of a build that was chosen for this machine alone: one that is named is what it is.
+    exclusions = {backend: exclusion for backend, exclusion in chosen if exclusion}
     try:
         with _stoppable() as cancellation, _progress(words) as progress:
             done = prefetch(
@@ -522,7 +523,7 @@ def _prefetch(words: Words) -> int:
                 layers=words.layers,
                 python=words.python,
                 sites=sites,
-                exclusion=exclusions[0] if exclusions else None,
+                exclusions=exclusions,
                 command=words.line,
                 on_event=progress,
                 cancellation=cancellation,
@@ -535,7 +536,6 @@ def _prefetch(words: Words) -> int:
         "backends": to_json(done.backends),
         "wheels": to_json(done.wheels),
         "layers": [layer.summary() for layer in done.layers],
-        "writable": done.writable,
     }
     return _print(words, str(done), data)
 

@@ -69,6 +69,7 @@ __all__ = [
     "Checked",
     "build_layer",
     "check_layer",
+    "make_open",
     "own_distribution",
     "remove_layer",
     "with_a_kernel",
@@ -91,6 +92,7 @@ def build_layer(
     python: Path | None = None,
     sites: Sites,
     exclusion: str | None = None,
+    again: bool = False,
     command: str = "",
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
@@ -103,6 +105,8 @@ def build_layer(
     ----------
     python
         The interpreter that it is for; None for the one that runs this.
+    again
+        Takes the layer that is there already, if it was built of the same wish.
 
     Raises
     ------
@@ -123,7 +127,7 @@ def build_layer(
     distribution = own_distribution()
     parent = parent.absolute()
     try:
-        _make_open(parent)
+        make_open(parent)
         if problem := path_problem(parent):
             raise InstallError(
                 f"A layer in `{shown_path(parent)}` would be of no use: {problem}",
@@ -133,7 +137,7 @@ def build_layer(
         stage = parent / f"{_STAGE}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         stage.mkdir()
         try:
-            _fill(
+            there = _fill(
                 stage,
                 environment,
                 distribution,
@@ -142,9 +146,12 @@ def build_layer(
                 parent=parent,
                 sites=sites,
                 exclusion=exclusion,
+                again=again,
                 tell=tell,
                 cancellation=cancellation,
             )
+            if there is not None:
+                return there
             tell(Event(phase="check", message="Sealing the layer"))
             layer = _seal(stage, environment, request, backend, command)
             _prove(replace(layer, directory=stage), environment, cancellation, tell)
@@ -198,7 +205,7 @@ def own_distribution() -> importlib.metadata.Distribution:
         ) from None
 
 
-def _make_open(folder: Path) -> None:
+def make_open(folder: Path) -> None:
     """Make the folder and those above it, for everybody to read whatever the umask says."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
@@ -227,10 +234,14 @@ def _fill(
     parent: Path,
     sites: Sites,
     exclusion: str | None,
+    again: bool,
     tell: OnEvent,
     cancellation: Cancellation,
-) -> None:
-    """Install what the layer has into its stage, by uv, from a lock with hashes."""
+) -> Layer | None:
+    """Install what the layer has into its stage, by uv, from a lock with hashes.
+
+    Returns the one that is there already and is taken in its place; else None.
+    """
     source, pins = _source(request, backend, environment, sites, exclusion)
     everything = with_a_kernel(
         replace(request, requirements=(*request.requirements, *pins)), distribution
@@ -258,6 +269,8 @@ def _fill(
     torch = next(wheel.version for wheel in wheels if wheel.name == "torch")
     goal = _goal(parent, torch, environment)
     if os.path.lexists(goal):
+        if again and (built := _built_before(goal, request, backend)) is not None:
+            return built
         raise _there(goal)
     size = sum(wheel.size_bytes or 0 for wheel in wheels)
     about = f", up to {format_bytes(size)} to fetch" if size else ""
@@ -293,6 +306,14 @@ def _fill(
         )
         if completed.returncode != 0:
             raise explain(completed, subject="torchenv_magic")
+    return None
+
+
+def _built_before(goal: Path, request: Request, backend: Backend) -> Layer | None:
+    """Return the layer there, where it has all that is asked for; its name tells the rest."""
+    layer = read_layer(goal)
+    wanted = set(request.requirements) <= set(layer.requirements)
+    return layer if wanted and layer.backend == backend else None
 
 
 def _source(
