@@ -7,7 +7,6 @@ written last, so a folder without one is no layer.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -188,18 +187,26 @@ def refused(directory: Path, problem: str) -> InstallError:
 def find_layers(
     folders: Iterable[Path], *, user: int | None = None
 ) -> tuple[Layer | Unusable, ...]:
-    """Return the layers in the folders, or those that the folders are; a folder may be missing."""
+    """Return the layers in the folders, or those that the folders are; a folder may be missing.
+
+    One that this user may not look into is as a layer that can't be used.
+    """
     found: list[Layer | Unusable] = []
     for folder in folders:
-        if (folder / MANIFEST).exists():
-            found.append(_read(folder.absolute(), user))
-            continue
-        with contextlib.suppress(OSError):
+        try:
+            if (folder / MANIFEST).exists():
+                found.append(_read(folder.absolute(), user))
+                continue
             found += [
                 _read(path.absolute(), user)
                 for path in sorted(folder.iterdir())
                 if (path / MANIFEST).exists()
             ]
+        except PermissionError as error:
+            problem = f"{error.filename} can't be looked at: {error.strerror}"
+            found.append(Unusable(directory=folder.absolute(), problem=problem))
+        except OSError:
+            continue
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ so who can write one file of it changes what another user runs, and no hash is c
 """
 
 # Strings, as a cache has tens of thousands of files.
-# ruff: noqa: PTH115, PTH118, PTH211
+# ruff: noqa: PTH110, PTH112, PTH115, PTH118, PTH211
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def cache_problem(cache: Path, *, user: int | None = None) -> str:
     user
         Whose installs are to use it; None for who runs this.
     """
-    if sys.platform == "win32" or not cache.exists():
+    # Where somebody may not even look, uv can't either, and says so.
+    if sys.platform == "win32" or not os.path.exists(cache):
         return ""
     problem = path_problem(cache, user=user)
     if not problem:
@@ -75,16 +76,17 @@ def seed_cache(seed: Path, cache: Path) -> Seeded:
     started = time.monotonic()
     if sys.platform == "win32" or sys.platform == "darwin":
         return _no("a cache is cloned on Linux alone")
-    if not seed.is_dir():
-        return _no(f"{shown_path(seed)} is no folder")
-    # Of who fills it, and read-only to all others: whatever is in it will be run.
+    if not os.path.isdir(seed):
+        return _no(f"{shown_path(seed)} is no folder that can be looked into")
     seed = seed.absolute()
-    if problem := path_problem(seed) or tree_problem(seed, links=True, left_out=_LEFT_OUT):
-        return _no(f"others can change what lies in {shown_path(seed)}: {problem}")
-    if cache.exists() and any(cache.iterdir()):
-        return _no(f"{shown_path(cache)} is in use already")
     stage = cache.with_name(f"{_STAGE}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
+        # Before the walk below, which takes a while: it is so at each start but the first.
+        if cache.exists() and any(cache.iterdir()):
+            return _no(f"{shown_path(cache)} is in use already")
+        # Of who fills it, and read-only to all others: whatever is in it will be run.
+        if problem := path_problem(seed) or tree_problem(seed, links=True, left_out=_LEFT_OUT):
+            return _no(f"others can change what lies in {shown_path(seed)}: {problem}")
         cache.parent.mkdir(parents=True, exist_ok=True)
         stage.mkdir(mode=0o700)
         files = _clone_tree(str(seed), str(stage))
