@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +37,7 @@ from torchenv_magic.installation.layers_build import build_layer, check_layer, r
 from torchenv_magic.installation.layers_links import pieces_of, write_pieces
 from torchenv_magic.installation.layers_record import MANIFEST, Unusable
 from torchenv_magic.installation.layers_trust import path_problem, tree_problem
+from torchenv_magic.installation.seeds import cache_problem, seed_cache
 from torchenv_magic.installation.undo import undo_install
 from torchenv_magic.interpreter import running_interpreter
 from torchenv_magic.preinstall.place import KERNEL_NAME, KERNEL_TITLE, jupyter_folder
@@ -232,6 +237,34 @@ def test_detaching_takes_the_links_alone_where_something_was_installed_since(
         detach(target.read())
 
 
+def test_detaching_leaves_what_was_installed_after_somebody_looked(
+    target: Target, shelf: Shelf
+) -> None:
+    attach(shelf.layer, target.read())
+    before = target.read()
+    target.install("cu126")
+    detach(before)
+    settle()
+    assert target.imported() == "2.13.0+cu126"
+    assert attached(target.read()) == ()
+
+
+def test_detaching_puts_back_first_what_a_killed_install_has_set_aside(
+    target: Target, shelf: Shelf, tmp_path: Path
+) -> None:
+    attach(shelf.layer, target.read())
+    plan = tmp_path / "plan.pickle"
+    plan.write_bytes(pickle.dumps(target.plan("cu126")))
+    command = [sys.executable, "-m", "tests.killed_install", str(plan), "9"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert (target.prefix / ".torchenv" / "journal.json").exists()
+    result = detach(target.read())
+    settle()
+    assert result.recovered
+    assert target.versions() == {}
+    assert not list((target.prefix / ".torchenv").glob("journal*"))
+
+
 def test_attaching_leaves_what_fits_and_refuses_what_would_break(
     target: Target, shelf: Shelf, tmp_path: Path
 ) -> None:
@@ -319,11 +352,11 @@ def test_an_environment_that_is_there_already_stays(shelf: Shelf, tmp_path: Path
 
 
 def test_what_a_killed_one_has_left_goes_with_the_next(shelf: Shelf, tmp_path: Path) -> None:
-    old, new = (tmp_path / f".own.torchenv-1-{number}" for number in (1, 2))
+    old, new = (tmp_path / f".own[1].torchenv-1-{number}" for number in (1, 2))
     for folder in (old, new):
         folder.mkdir()
     os.utime(old, (0, 0))
-    attach_new(shelf.layer, tmp_path / "own", Path(sys.executable))
+    attach_new(shelf.layer, tmp_path / "own[1]", Path(sys.executable))
     assert not old.exists()
     assert new.exists()
 
@@ -381,6 +414,25 @@ def test_nothing_of_another_user_is_taken(copied: Layer, tmp_path: Path) -> None
     link.symlink_to(copied.directory)
     os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
     assert f"is a link of user {STRANGER}" in path_problem(link)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="becomes another user")
+def test_a_folder_that_a_user_may_not_enter_is_told_and_ends_nothing() -> None:
+    closed = Path(tempfile.mkdtemp(prefix="torchenv-closed-"))
+    (closed / "seed").mkdir()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            os.setuid(STRANGER)
+            [found] = find_layers([closed / "layers"])
+            told = isinstance(found, Unusable) and "Permission denied" in found.problem
+            seeded = seed_cache(closed / "seed", Path("/nonexistent/cache"))
+            told = told and "can be looked into" in seeded.reason
+            told = told and "Permission" in seed_cache(Path("/usr/bin"), closed / "seed").reason
+            os._exit(0 if told and cache_problem(closed / "seed") == "" else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    shutil.rmtree(closed)
 
 
 def test_a_link_is_followed_to_what_others_can_write(copied: Layer, tmp_path: Path) -> None:

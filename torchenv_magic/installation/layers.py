@@ -6,6 +6,8 @@ under a second and a few megabytes. Nothing here writes to a layer.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
 import sys
@@ -126,10 +128,12 @@ def attach_new(layer: Layer, folder: Path, base: Path, *, command: str = "") -> 
     work = folder.with_name(f".{folder.name}.torchenv-{os.getpid()}-{time.monotonic_ns()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.torchenv-*"):
-            # Of one that was killed; by its age, as another host may be at it in a shared home.
-            if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.torchenv-*"):
+            # Of one that was killed; by its age, as another host may be at it in a shared home, or
+            # sweeps it too.
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
         _make_environment(work, home, program, layer.site)
         write_pieces(
             (package.piece for package in layer.packages),
@@ -247,7 +251,16 @@ def attach(
             if not changes:
                 write_expectation(environment.prefix, expectation)
             else:
-                _switch(layer, environment, changes, expectation, command, hold, started)
+                _switch(
+                    layer,
+                    environment,
+                    changes,
+                    expectation,
+                    command,
+                    hold,
+                    cancellation=cancellation,
+                    started=started,
+                )
             hold.tell(Event(phase="done", message="Attached"))
     except OSError as error:
         raise failure(error) from error
@@ -371,6 +384,8 @@ def _switch(  # noqa: PLR0917
     expectation: Expectation,
     command: str,
     hold: Hold,
+    *,
+    cancellation: Cancellation,
     started: float,
 ) -> None:
     leaving = [change.name for change in changes if change.before is not None]
@@ -385,7 +400,8 @@ def _switch(  # noqa: PLR0917
             python=environment.interpreter.executable,
         )
         entry = _entry(layer, transaction.identity, command, changes, None)
-        with nobody_else(environment.prefix, hold.tell, Cancellation()):
+        with nobody_else(environment.prefix, hold.tell, cancellation):
+            cancellation.raise_if_requested()
             hold.check()
             try:
                 transaction.switch(leaving, incoming=coming, expectation=expectation, entry=entry)
@@ -554,59 +570,70 @@ def detach(
     started = time.monotonic()
     tell, cancellation = guarded(on_event), cancellation or Cancellation()
     check_target(environment)
-    there = attached(environment)
-    if not there:
-        raise InstallError(
-            f"No layer is attached to `{shown_path(environment.prefix)}`",
-            hint="`torchenv history` shows where its PyTorch came from",
-        )
+    try:
+        with holding(
+            environment, command=command, on_event=tell, cancellation=cancellation, wait=wait
+        ) as hold:
+            recovered = recover(environment)
+            environment = read_again(environment.interpreter.executable)
+            there = attached(environment)
+            if not there:
+                raise InstallError(
+                    f"No layer is attached to `{shown_path(environment.prefix)}`",
+                    hint="`torchenv history` shows where its PyTorch came from",
+                )
+            names = {name for one in there for name in one.names}
+            if not _was_last(environment, names):
+                changes = tuple(
+                    Change(name=package.name, action="remove", before=package.version)
+                    for package in environment.packages
+                    if package.name in names
+                )
+                source = f"{_SOURCE}{there[0].directory}"
+                with (
+                    Transaction(environment) as transaction,
+                    nobody_else(environment.prefix, hold.tell, cancellation),
+                ):
+                    entry = new_entry(
+                        identity=transaction.identity,
+                        command=command,
+                        backend="",
+                        torch=None,
+                        source=source,
+                        changes=changes,
+                    )
+                    hold.tell(Event(phase="switch", message="Taking the links away"))
+                    transaction.switch(sorted(names), incoming=(), expectation=None, entry=entry)
+                    transaction.commit(seconds=time.monotonic() - started)
+                    hold.tell(Event(phase="done", message="Detached"))
+                return Result(
+                    changes=changes,
+                    expectation=read_expectation(environment.prefix),
+                    seconds=time.monotonic() - started,
+                    recovered=recovered,
+                    undone=True,
+                )
+    except OSError as error:
+        raise failure(error) from error
+    # It takes the lock itself, and looks again at what it undoes.
+    result = undo_install(
+        environment,
+        consent=True,
+        command=command,
+        on_event=tell,
+        cancellation=cancellation,
+        wait=wait,
+    )
+    return replace(result, recovered=recovered or result.recovered)
+
+
+def _was_last(environment: Environment, names: set[str]) -> bool:
+    """Whether those packages came with the last change, which can be undone as a whole."""
     kept, undo = read_kept(environment.prefix), read_undo(environment)
-    names = {name for one in there for name in one.names}
-    if (
+    return (
         kept is not None
         and undo is not None
         and not undo.problem
         and kept.entry.source.startswith(_SOURCE)
         and {change.name for change in kept.entry.changes} == names
-    ):
-        return undo_install(
-            environment,
-            consent=True,
-            command=command,
-            on_event=tell,
-            cancellation=cancellation,
-            wait=wait,
-        )
-    changes = tuple(
-        Change(name=package.name, action="remove", before=package.version)
-        for package in environment.packages
-        if package.name in names
-    )
-    try:
-        with (
-            holding(
-                environment, command=command, on_event=tell, cancellation=cancellation, wait=wait
-            ) as hold,
-            Transaction(environment) as transaction,
-            nobody_else(environment.prefix, hold.tell, cancellation),
-        ):
-            entry = new_entry(
-                identity=transaction.identity,
-                command=command,
-                backend="",
-                torch=None,
-                source=f"{_SOURCE}{there[0].directory}",
-                changes=changes,
-            )
-            hold.tell(Event(phase="switch", message="Taking the links away"))
-            transaction.switch(sorted(names), incoming=(), expectation=None, entry=entry)
-            transaction.commit(seconds=time.monotonic() - started)
-            hold.tell(Event(phase="done", message="Detached"))
-    except OSError as error:
-        raise failure(error) from error
-    return Result(
-        changes=changes,
-        expectation=read_expectation(environment.prefix),
-        seconds=time.monotonic() - started,
-        undone=True,
     )
