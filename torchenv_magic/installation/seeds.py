@@ -32,6 +32,8 @@ __all__ = ["Seeded", "cache_problem", "seed_cache"]
 
 _FICLONE = 0x40049409
 _STAGE = ".torchenv-seed-"
+_LEFT_SECONDS = 3600.0
+"""Nobody takes that long to clone."""
 # What uv makes anew (its locks are for everybody to write), and what it knows of the admin's own
 # Pythons.
 _LEFT_OUT = re.compile(r"(?!archive-v).*\.lock|builds-v\d+|interpreter-v\d+")
@@ -88,6 +90,11 @@ def seed_cache(seed: Path, cache: Path) -> Seeded:
         if problem := path_problem(seed) or tree_problem(seed, links=True, left_out=_LEFT_OUT):
             return _no(f"others can change what lies in {shown_path(seed)}: {problem}")
         cache.parent.mkdir(parents=True, exist_ok=True)
+        for left in cache.parent.glob(f"{_STAGE}*"):
+            # Of one that was killed; by its age, as another host may be at it in a shared home.
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
         stage.mkdir(mode=0o700)
         files = _clone_tree(str(seed), str(stage))
         with contextlib.suppress(FileNotFoundError):
