@@ -464,7 +464,7 @@ def system_python(layer: Layer) -> Path:
     return python
 
 
-def test_a_user_without_rights_attaches_upgrades_and_detaches(shelf: Shelf) -> None:
+def test_a_user_without_rights_attaches_uninstalls_and_detaches(shelf: Shelf) -> None:
     base = system_python(shelf.layer)
     before = shelf.state()
     home = shelf.folder.parent / "home"
