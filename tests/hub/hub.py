@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Mapping
@@ -191,7 +193,13 @@ class Hub:
             time.sleep(0.25)
 
     def end(self, server: HubServer) -> None:
-        """End a user's server; its files stay."""
+        """End a user's server and its kernels; its files stay."""
+        here = urllib.parse.urlsplit(server.url).path
+        for process in processes_of(self._identity):
+            # Asked kindly it takes seconds to go, for which no test has to wait.
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("JUPYTERHUB_SERVICE_PREFIX") == here:
+                    process.kill()
         self.ask("DELETE", server.path)
 
     def kill(self) -> None:
@@ -209,13 +217,9 @@ class Hub:
         process, self._process = self._process, None
         if process is None:
             return
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        # Asked kindly it would give each server its time to end.
+        process.kill()
+        process.wait()
         leftovers = processes_of(self._identity)
         for leftover in leftovers:
             try:
