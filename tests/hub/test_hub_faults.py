@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from tests.hub.campus import Campus, UnixUser
-from tests.hub.hub import _TOKEN, Hub
+from tests.hub.hub import Hub
 from torchenv_magic.preinstall.record import Record, read_record
 
 pytest_plugins = ["tests.hub.fixtures", "tests.kernel_wheels"]
@@ -70,7 +70,6 @@ class Scene:
     """A hub on which everything has gone wrong once."""
 
     hub: Hub
-    campus: Campus
     spawned: dict[str, Spawned]
     slowest_answer: float = 0.0
 
@@ -89,24 +88,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory, campus: Campus) -> Iterator[
         lines = LINES.format(wheels=str(campus.wheels), variables=variables)
         hub = campus.hub(tmp_path_factory.mktemp("hub-faults"), lines)
         with small_disk(users["full disk"]):
-            set_traps(users["traps"])
+            set_traps(users["traps"], campus.directory)
             try:
                 hub.start()
-                yield play(hub, campus, users)
+                yield play(hub, users)
             finally:
-                # The hub would give each server its time to end.
-                for user in people:
-                    for process in user.processes():
-                        with suppress(psutil.NoSuchProcess):
-                            process.kill()
                 hub.stop()
 
 
-def play(hub: Hub, campus: Campus, users: dict[str, UnixUser]) -> Scene:
+def play(hub: Hub, users: dict[str, UnixUser]) -> Scene:
     """Start everybody's server at once, and let go wrong what goes wrong in the middle."""
-    scene = Scene(
-        hub=hub, campus=campus, spawned={name: Spawned(each) for name, each in users.items()}
-    )
+    scene = Scene(hub=hub, spawned={name: Spawned(each) for name, each in users.items()})
     over = threading.Event()
     disturbances: list[Callable[[], None]] = [
         lambda: keep_killing(users["killed uv"], is_uv, over),
@@ -147,7 +139,7 @@ def listen(hub: Hub, spawned: Spawned) -> None:
     """Read what the page that waits would show, until the server is there."""
     request = urllib.request.Request(
         f"{hub.url}hub/api/users/{spawned.user.name}/server/progress",
-        headers={"Authorization": f"token {_TOKEN}"},
+        headers={"Authorization": f"token {hub.token}"},
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError), direct.open(request, timeout=PATIENCE) as stream:
@@ -169,7 +161,9 @@ def ask_steadily(scene: Scene, over: threading.Event) -> None:
 
 
 def is_uv(process: psutil.Process) -> bool:
-    return process.name() == "uv"
+    # Not the ones that are asked for a version or a place: they are gone in milliseconds, and what
+    # is said of their end is another sentence.
+    return process.name() == "uv" and "pip" in process.cmdline()
 
 
 def keep_killing(
@@ -213,15 +207,18 @@ class small_disk:  # noqa: N801  (reads as what it is)
         subprocess.run(command, capture_output=True, timeout=30, check=False)
 
 
-def set_traps(user: UnixUser) -> None:
-    """Put pipes and links where our files go: who opens a pipe carelessly waits for ever."""
+def set_traps(user: UnixUser, foreign: Path) -> None:
+    """Put pipes and a link where our files go: who opens a pipe carelessly waits for ever.
+
+    A link is the user's own word, which leads where their own rights do, and to nothing of root's.
+    """
     for name in (".config/torchenv/config.toml", ".cache/torchenv_magic"):
         pipe = user.home / name
         pipe.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(pipe)
     environments = user.home / ENVIRONMENTS
     environments.parent.mkdir(parents=True)
-    environments.symlink_to("/etc")
+    environments.symlink_to(foreign)
     for path in user.home.rglob("*"):
         os.chown(path, user.uid, user.gid, follow_symlinks=False)
 
@@ -245,7 +242,7 @@ def test_the_hub_answers_all_the_while(scene: Scene) -> None:
         ("no mirror", "can't be reached"),
         ("full disk", "space"),
         ("killed uv", "ended from outside"),
-        ("traps", "."),
+        ("traps", "can't be written: Permission denied"),
     ],
 )
 def test_the_record_and_the_waiting_page_say_what_happened(
@@ -259,18 +256,16 @@ def test_the_record_and_the_waiting_page_say_what_happened(
     assert any(record.message[:60] in told for told in spawned.told), spawned.told
 
 
-def test_nothing_was_written_where_a_link_led_to(scene: Scene) -> None:
-    user = scene.spawned["traps"].user
-    owned = [path for path in Path("/etc").iterdir() if path.lstat().st_uid == user.uid]
-    assert owned == []
-
-
 def test_after_a_kill_the_next_start_makes_it_whole(scene: Scene) -> None:
     spawned = scene.spawned["killed installer"]
     user = spawned.user
     assert spawned.record().status == "running"
     (python,) = (user.home / ENVIRONMENTS).glob("*/bin/python")
     assert user.run(python, "-c", "import torch").returncode != 0
+    for process in user.processes():
+        # Asked kindly it would take seconds to go.
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     scene.hub.ask("DELETE", f"users/{user.name}/server")
     scene.hub.ask("POST", f"users/{user.name}/server")
     scene.hub.wait_until_ready(user.name, timeout=PATIENCE)
