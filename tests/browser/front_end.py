@@ -147,13 +147,16 @@ window.WebSocket = class extends WebSocket {
 """
 
 _GO_TO = """async path => {
-  const { commands, serviceManager } = window.jupyterapp;
+  const { commands, restored, serviceManager } = window.jupyterapp;
+  await restored;
   // A kernel that came since the page was loaded.
   await serviceManager.kernelspecs.refreshSpecs();
   await commands.execute('docmanager:open', { path });
 }"""
 
 _LEAVE = """async () => {
+  // A page that was loaded again just now would open once more what is closed here.
+  await window.jupyterapp.restored;
   for (const widget of [...window.jupyterapp.shell.widgets('main')]) {
     // Another page may have ended it.
     await widget.sessionContext?.shutdown().catch(() => {});
@@ -162,6 +165,13 @@ _LEAVE = """async () => {
   document.activeElement?.blur();
   // What breaks off by that is said in the moment after it, and is no business of the next test.
   await new Promise(done => setTimeout(done, 150));
+}"""
+
+_HEARD = """async () => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const future = kernel.requestExecute({ code: '', silent: true, store_history: false });
+  const late = new Promise(done => setTimeout(done, 1000, null));
+  return (await Promise.race([future.done.catch(() => null), late])) !== null;
 }"""
 
 _FOCUSED = """() => {
@@ -242,6 +252,7 @@ class _Tab:
     workspace: str
     errors: list[str] = field(default_factory=list)
     was_kept: bool = False
+    was_loaded_again: bool = False
 
 
 def find_chromium() -> str | None:
@@ -495,7 +506,8 @@ class FrontEndPage(ABC):
         if tab is None:
             return
         common = self.name == "lab" and self.server.is_shared and self._own_context is None
-        if common and not self.dialogs() and self._scale == 1:
+        # What a page opens again by itself comes in its own time, over the next test's notebook.
+        if common and not self.dialogs() and self._scale == 1 and not tab.was_loaded_again:
             # One that can't be tidied up is closed.
             with contextlib.suppress(PlaywrightError):
                 tab.page.unroute_all()
@@ -508,6 +520,8 @@ class FrontEndPage(ABC):
     @_in_browser
     def reload(self, timeout: float = 60, *, idle: bool = True) -> None:
         """Load the page again, as F5 does, and wait until the kernel is idle, or just there."""
+        if self._tab is not None:
+            self._tab.was_loaded_again = True
         if self._tab is not None and self._tab.was_kept:
             # Its workspace is that of other notebooks too, which a person would find again.
             self._workspace = self._tab.workspace = uuid.uuid4().hex
@@ -745,6 +759,14 @@ class FrontEndPage(ABC):
         self._poll(
             lambda: self.kernel_status() == status or None, f"kernel status {status!r}", timeout
         )
+
+    @_in_browser
+    def wait_until_heard(self, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Wait until what the kernel says arrives: after a restart that the page has not asked for.
+
+        What a fresh kernel says before the server listens to it is lost, the end of a cell too.
+        """
+        self._poll(lambda: self.page.evaluate(_HEARD) or None, "the kernel's words", timeout)
 
     # --- controls and keyboard --------------------------------------------------------------------
 

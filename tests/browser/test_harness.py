@@ -98,6 +98,7 @@ def the_document_survives(page: FrontEndPage) -> None:
     assert page.run_cell(added) == "ok"
     assert page.cell_output_text(added).strip() == "42"
     page.server.restart_kernel(page.kernel_id())
+    page.wait_until_heard()
     assert page.run_cell(added) == "ok"
     assert page.cell_output_text(added).strip() == "gone"
     assert page.dialogs() == []

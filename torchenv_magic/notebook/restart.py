@@ -274,6 +274,8 @@ class Restart:
             session=session or self.front_end.session,
             on_failure=on_failure,
         )
+        # Before anything else is done: a cell that waits would begin in the very next moment.
+        self._process.at_once(self._process.hold_queue)
         self._attempt.start()
 
     def switch(
@@ -383,6 +385,17 @@ class _KernelProcess:
             function()
         else:
             self._loop.call_soon_threadsafe(function)
+
+    def at_once(self, function: Callable[[], object]) -> None:
+        """Call `function` now where this is the kernel's loop, else as soon as that is free."""
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if is_here:
+            function()
+        else:
+            self.between_cells(function)
 
     def after(self, seconds: float, function: Callable[[], object]) -> None:
         """Call `function` in the main thread later; for that thread."""
