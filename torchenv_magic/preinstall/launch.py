@@ -37,7 +37,14 @@ from torchenv_magic.preinstall.record import (
 from torchenv_magic.preinstall.stamp import circumstances, holds, read_stamp
 from torchenv_magic.preinstall.wish import Wish
 
-__all__ = ["Begun", "NotBegunError", "begin", "installer_environment", "run_installer"]
+__all__ = [
+    "Begun",
+    "NotBegunError",
+    "begin",
+    "installer_environment",
+    "make_directory",
+    "run_installer",
+]
 
 _PREFIX = "torchenv-preinstall-"
 _SERVER_NAME = "server.json"
@@ -78,13 +85,21 @@ class NotBegunError(OSError):
         self.variables = variables
 
 
-def begin(wish: Wish, *, environ: Mapping[str, str], offers_kernel: bool = False) -> Begun:
+def begin(
+    wish: Wish,
+    *,
+    environ: Mapping[str, str],
+    directory: Path | None = None,
+    offers_kernel: bool = False,
+) -> Begun:
     """Begin what is wished for, where it isn't there already. Waits for nothing.
 
     What can't be done is told by the record; only where that can't be written either this raises.
 
     Parameters
     ----------
+    directory
+        Where it tells how it stands: what `make_directory` returned; None to make one.
     offers_kernel
         Whether Jupyter is told of the kernel in the user's own folder: where no server is begun
         that could be told by a variable.
@@ -95,14 +110,19 @@ def begin(wish: Wish, *, environ: Mapping[str, str], offers_kernel: bool = False
     """
     variables: dict[str, str] = {}
     try:
-        return _begin(wish, environ, variables, offers_kernel=offers_kernel)
+        return _begin(wish, environ, variables, directory, offers_kernel=offers_kernel)
     except OSError as error:
         variables.pop(STATE_VARIABLE, None)
         raise NotBegunError(error, variables) from error
 
 
 def _begin(
-    wish: Wish, environ: Mapping[str, str], variables: dict[str, str], *, offers_kernel: bool
+    wish: Wish,
+    environ: Mapping[str, str],
+    variables: dict[str, str],
+    directory: Path | None,
+    *,
+    offers_kernel: bool,
 ) -> Begun:
     notice = " · ".join(wish.notices)
     since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
@@ -119,7 +139,7 @@ def _begin(
         if place.cache is not None:
             variables["UV_CACHE_DIR"] = str(place.cache)
     sweep()
-    directory = _make_directory(environ)
+    directory = directory or make_directory(environ)
     variables[STATE_VARIABLE] = str(directory)
     if place is None or problem is not None:
         record = Record(
@@ -312,8 +332,14 @@ def _temporary(environ: Mapping[str, str]) -> list[Path]:
     return [Path(text) for text in dict.fromkeys((*named, *usual)) if os.path.isabs(text)]  # noqa: PTH117
 
 
-def _make_directory(environ: Mapping[str, str]) -> Path:
-    """Make a folder that only this user can look into, where there is room for a file."""
+def make_directory(environ: Mapping[str, str]) -> Path:
+    """Make a folder that only this user can look into, where there is room for a file.
+
+    Raises
+    ------
+    OSError
+        There is no such place.
+    """
     server = {"pid": os.getpid(), "started": process_started(os.getpid()), "boot": boot_of_host()}
     problem: OSError = FileNotFoundError(2, "there is no folder for temporary files")
     for folder in _temporary(environ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado.web import authenticated
 
+from torchenv_magic.preinstall.launch import NotBegunError, make_directory
 from torchenv_magic.preinstall.record import (
+    STATE_VARIABLE,
     Record,
     is_running,
     own_user,
@@ -86,10 +89,23 @@ def load(serverapp: ServerApp, settings: TorchenvPreinstall) -> None:
     route = url_path_join(serverapp.base_url, "torchenv", "status")
     serverapp.web_app.add_handlers(".*$", [(route, StatusHandler, {"preinstall": preinstall})])
 
+    environ = settings.over(os.environ)
+    preinstall.directory = _joined(environ)
+    if preinstall.directory is not None:
+        return
+    directory = None
+    # Now, and not when it has begun: a page that was left open starts its kernel in that moment,
+    # and a kernel knows what its server knew then.
+    with contextlib.suppress(OSError):
+        directory = make_directory(environ)
+        os.environ[STATE_VARIABLE] = str(directory)
+
     async def start() -> None:
         try:
-            await _start(serverapp, settings, preinstall)
+            await _start(serverapp, environ, directory, preinstall)
         except Exception as error:
+            if isinstance(error, NotBegunError):
+                _take_over(serverapp, error.variables)
             # A server that comes up without PyTorch is still the server that a person waits for.
             preinstall.failure = f"The preinstall could not begin: {error}"
             serverapp.log.exception("torchenv: the preinstall could not begin")
@@ -97,35 +113,39 @@ def load(serverapp: ServerApp, settings: TorchenvPreinstall) -> None:
     serverapp.io_loop.add_callback(start)
 
 
+def _joined(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder of what the wrapper that started this server has begun, if it did."""
+    directory = record_directory(environ)
+    there = directory is not None and read_record(directory, owner=own_user()) is not None
+    return directory if there else None
+
+
 async def _start(
-    serverapp: ServerApp, settings: TorchenvPreinstall, preinstall: _Preinstall
+    serverapp: ServerApp,
+    environ: Mapping[str, str],
+    directory: Path | None,
+    preinstall: _Preinstall,
 ) -> None:
-    """Join what the wrapper that started this server has begun, or begin."""
-    environ = settings.over(os.environ)
     loop = asyncio.get_running_loop()
-    joined = record_directory(environ)
-    if joined is not None and await loop.run_in_executor(None, _is_there, joined):
-        preinstall.directory = joined
-        return
-    begun = await loop.run_in_executor(None, _begin, environ)
-    # For the kernels to come, which are started with the environment of this process.
-    os.environ.update(begun.variables)
-    if serverapp.kernel_spec_manager is not None:
-        _offer_kernels(serverapp.kernel_spec_manager, begun.variables)
+    begun = await loop.run_in_executor(None, _begin, environ, directory)
+    _take_over(serverapp, begun.variables)
     preinstall.directory = begun.directory
     state = "runs" if begun.running else "has nothing to do"
     serverapp.log.info("torchenv: the preinstall %s (%s)", state, begun.directory)
 
 
-def _is_there(directory: Path) -> bool:
-    return read_record(directory, owner=own_user()) is not None
+def _take_over(serverapp: ServerApp, variables: Mapping[str, str]) -> None:
+    """Tell the kernels to come, which are started with the environment of this process."""
+    os.environ.update(variables)
+    if serverapp.kernel_spec_manager is not None:
+        _offer_kernels(serverapp.kernel_spec_manager, variables)
 
 
-def _begin(environ: Mapping[str, str]) -> Begun:
+def _begin(environ: Mapping[str, str], directory: Path | None) -> Begun:
     from torchenv_magic.preinstall.launch import begin
     from torchenv_magic.preinstall.wish import wish_of
 
-    return begin(wish_of(environ), environ=environ)
+    return begin(wish_of(environ), environ=environ, directory=directory)
 
 
 def _offer_kernels(manager: KernelSpecManager, variables: Mapping[str, str]) -> None:
