@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 from traitlets.config import Config
 
@@ -32,10 +33,11 @@ def test_each_setting_of_the_table_is_one_that_configure_takes() -> None:
     table = PAGE.split("| `configure(c, …)` | Means |")[1].split("\n\n")[0]
     for code in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE):
         for setting in code.split("`, `"):
-            given = eval(f"dict({setting.strip('`')})")  # noqa: S307
+            given: dict[str, Any] = eval(f"dict({setting.strip('`')})")  # noqa: S307
             # The one setting that needs another beside it, as its row says.
-            offered = {"variants": ("auto", given["backend"])} if "backend" in given else {}
-            configure(Config(), **given, **offered)
+            if "backend" in given:
+                given["variants"] = ("auto", given["backend"])
+            configure(Config(), **given)
 
 
 def test_each_variable_is_one_that_the_package_reads() -> None:
