@@ -36,7 +36,7 @@ PINNED_SETS = ("bootstrap", "development", "kernel", "lab")
 # never from a neighbour on the same floor.
 FLOORS = (
     {"errors"},
-    {"serialization", "state", "web"},
+    {"serialization", "state", "variables", "web"},
     {"accelerators", "_environment_probe"},
     {"builds", "interpreter"},
     {"environment"},

@@ -26,6 +26,7 @@ from torchenv_magic import _environment_probe
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.errors import TargetError
 from torchenv_magic.interpreter import Interpreter, interpreter_of, running_interpreter
+from torchenv_magic.variables import is_secret
 
 __all__ = [
     "FAMILY_MEMBERS",
@@ -344,9 +345,6 @@ def _rest(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
         return error.output or b"", error.stderr or b""
 
 
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
-
-
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables for another interpreter: this one's, without what would lead it astray.
 
@@ -358,9 +356,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """
     places = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__")
     return {
-        name: value
-        for name, value in environ.items()
-        if name not in places and not _SECRET.search(name)
+        name: value for name, value in environ.items() if name not in places and not is_secret(name)
     }
 
 

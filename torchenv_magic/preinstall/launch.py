@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import stat
 import sys
 import time
@@ -36,6 +35,7 @@ from torchenv_magic.preinstall.record import (
 )
 from torchenv_magic.preinstall.stamp import circumstances, holds, read_stamp
 from torchenv_magic.preinstall.wish import Wish
+from torchenv_magic.variables import is_secret
 
 __all__ = [
     "Begun",
@@ -291,7 +291,6 @@ if sys.platform == "win32":
     _APART_ON_WINDOWS = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
 
 
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY", re.IGNORECASE)
 _FOREIGN = frozenset(
     {
         "CONDA_PREFIX",
@@ -318,7 +317,7 @@ def installer_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name not in _FOREIGN
         and not name.startswith(("JPY_", "JUPYTERHUB_"))
-        and (name.startswith("UV_INDEX_") or not _SECRET.search(name))
+        and (name.startswith("UV_INDEX_") or not is_secret(name))
     }
 
 
