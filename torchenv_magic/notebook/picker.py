@@ -214,19 +214,22 @@ class Picker:
     # ------------------------------------------------------------------------------------ looking
 
     def _start_to_look(self) -> None:
-        self._looked.clear()
-        threading.Thread(target=self._look, name="torchenv-detect", daemon=True).start()
+        # An event of its own for each look: an earlier one that ends meanwhile says nothing of it.
+        self._looked = threading.Event()
+        threading.Thread(
+            target=self._look, args=(self._looked,), name="torchenv-detect", daemon=True
+        ).start()
 
-    def _look(self) -> None:
+    def _look(self, looked: threading.Event) -> None:
         try:
-            self._look_here()
+            self._look_here(looked)
         except Exception as error:  # noqa: BLE001  (a thread's exception would reach nobody)
             if self._is_idle:  # else it is the job that speaks
                 self._fail(expected(error))
         finally:
-            self._looked.set()
+            looked.set()
 
-    def _look_here(self) -> None:
+    def _look_here(self, looked: threading.Event) -> None:
         try:
             status = read_status()
         except Exception as exception:  # noqa: BLE001  (a thread's exception would reach nobody)
@@ -248,7 +251,7 @@ class Picker:
                     # Never under the hand of somebody who has begun to choose.
                     self._refresh(status)
                     self._rest()
-        self._looked.set()
+        looked.set()
         if shown_without:
             with self._drawing:
                 # What was shown before there was a status is what a saved notebook would keep.
