@@ -12,7 +12,7 @@ import pytest
 
 from tests.message_collection import PACKAGE, PAGE, Collection, Entry, Variant, collect
 from torchenv_magic.builds.catalog import load_catalog
-from torchenv_magic.cli import _terminal
+from torchenv_magic.cli.talk import for_terminal
 from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import read_environment
 from torchenv_magic.errors import TorchEnvError
@@ -337,7 +337,7 @@ def test_a_terminal_is_told_of_no_kernel_and_no_cell() -> None:
     # And of a kernel that a terminal makes.
     of_new_kernels = ("installation.new_kernel", "cli, _new_kernel", "environment, check_target")
     every = [
-        (place, _terminal(text))
+        (place, for_terminal(text))
         for label in ("message", "hint", "found", "meaning", "cure")
         for place, text in texts(label=label)
         if not place.startswith(("notebook.", "labextension", *of_a_session, *of_new_kernels))

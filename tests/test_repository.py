@@ -44,7 +44,7 @@ FLOORS = (
     {"selection"},
     {"installation", "verification", "words"},
     {"status", "terminal"},
-    {"doctor", "preinstall"},
+    {"doctor", "preinstall", "project"},
     {"notebook", "cli", "hub", "server", "__main__"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

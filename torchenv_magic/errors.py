@@ -10,6 +10,9 @@ TorchEnvError
 ├── PlanError               the request can't be resolved
 │   ├── ConflictError       requirements, or installed packages, contradict it
 │   └── SourceError         the place the wheels come from can't be used
+├── NotebookError           a notebook's file can't be read as one, or can't be written now
+├── LockError               what a notebook's lock says can't be had here, or isn't to be trusted
+├── ExportError             what was chosen can't be written out in that form, or into that file
 ├── ConsentError            what would be done is to be asked for first
 ├── InstallError            the environment was not changed, or was put back
 │   ├── DiskSpaceError
@@ -32,8 +35,11 @@ __all__ = [
     "ConflictError",
     "ConsentError",
     "DiskSpaceError",
+    "ExportError",
     "InstallCancelled",
     "InstallError",
+    "LockError",
+    "NotebookError",
     "PlanError",
     "RequestError",
     "RestartError",
@@ -112,6 +118,18 @@ class ConflictError(PlanError):
 
 class SourceError(PlanError):
     code = "source"
+
+
+class NotebookError(TorchEnvError):
+    code = "notebook"
+
+
+class LockError(TorchEnvError):
+    code = "lock"
+
+
+class ExportError(TorchEnvError):
+    code = "export"
 
 
 class ConsentError(TorchEnvError):

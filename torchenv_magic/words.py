@@ -18,7 +18,9 @@ from torchenv_magic.errors import RequestError
 from torchenv_magic.selection import Request, parse_backend
 
 __all__ = [
+    "EXPORT_FORMS",
     "LAYER_ACTIONS",
+    "NOTEBOOK_ACTIONS",
     "RESTARTS",
     "HelpRequested",
     "Restart",
@@ -43,32 +45,73 @@ _SUMMARIES = {
     "doctor": "what is wrong with the installed PyTorch, and what cures it",
     "undo": "go back to what was there before the last install",
     "history": "what was installed here, when, by which line",
+    "lock": "keep in a notebook what is installed, for other machines too",
+    "restore": "install what a notebook's lock says, in this machine's build",
+    "export": "write what is used as a pyproject.toml, a script, a Dockerfile",
     "new-kernel": "make a kernel of your own, with PyTorch in it",
     "download": "fetch the wheels for a machine without a network",
     "preinstall": "install PyTorch beside a server, which it then becomes",
     "layer": "one PyTorch that many users' environments have links to",
     "prefetch": "fill an image with wheels or layers, for several backends",
+    "notebook": "put set-up and verification cells into notebooks",
     "detect": "the accelerators of this host",
     "select": "which build is chosen here, and why",
 }
 _IN_NOTEBOOK = (
-    "status", "list", "plan", "install", "verify", "doctor", "undo", "history", "new-kernel",
+    "status", "list", "plan", "install", "verify", "doctor", "undo", "history",
+    "lock", "restore", "export", "new-kernel",
 )  # fmt: skip
 _ASKING = (
     "list", "plan", "install", "new-kernel", "download", "preinstall", "prefetch", "select",
 )  # fmt: skip
 _LOOKING = ("status", "list", "select")
-_FETCHING = ("plan", "install", "new-kernel", "download", "layer", "prefetch")
+_FETCHING = (
+    "plan", "install", "lock", "restore", "new-kernel", "download", "layer", "prefetch",
+)  # fmt: skip
+_WHEELS_ALONE = ("lock", "restore", "layer", "prefetch")
 _CONSENTING = {
     "plan": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached",
     "install": "consent to wheels from a folder or PyPI where the PyTorch index can't be reached, "
     "and to replacing or removing packages outside the PyTorch family",
     "undo": "consent to breaking what was installed since and needs the newer build",
+    "lock": "consent to writing into the file of a notebook that is open here, without its page's "
+    "help: save it first, and load it anew afterwards",
+    "restore": "consent to replacing or removing packages outside the PyTorch family, and to "
+    "taking the same files from this machine's own indexes where the lock names others",
+    "export": "write what was shown, and replace what stands there",
     "new-kernel": "consent to replacing a kernel of that name that was made here, and to wheels "
     "from a folder or PyPI where the PyTorch index can't be reached",
     "layer": "consent to removing a layer that environments may have links to",
 }
-_RESTARTING = ("install", "undo")
+_RESTARTING = ("install", "restore", "undo")
+
+EXPORT_FORMS = {
+    "index": "pyproject.toml: one index for all platforms",
+    "markers": "pyproject.toml: an index for each platform, by environment markers",
+    "extras": "pyproject.toml: an extra for each backend, of which one is chosen",
+    "requirements": "requirements.txt",
+    "script": "PEP 723: a notebook for `juv run`, or a script for `uv run`",
+    "dockerfile": "the lines of a Dockerfile",
+    "command": "one line of `uv pip install --torch-backend`",
+}
+"""What `torchenv export` writes, and a sentence about each."""
+_EXPORT = "\n\n" + "\n".join(f"  {form:<13} {text}" for form, text in EXPORT_FORMS.items())
+
+NOTEBOOK_ACTIONS = {
+    "add": "NOTEBOOK [BACKEND] [REQUIREMENT ...]",
+    "check": "NOTEBOOK ...",
+    "remove": "NOTEBOOK ...",
+}
+"""What `torchenv notebook` does, and what may follow."""
+_NOTEBOOK = """
+
+  add NOTEBOOK [BACKEND] [REQUIREMENT ...]
+                 put a set-up and a verification cell into it, or bring them up
+                 to date; all else in the file stays byte for byte
+  check NOTEBOOK ...
+                 say what is missing or stale; exit 1 where anything is
+  remove NOTEBOOK ...
+                 take the two cells away, and with --lock its lock"""
 
 LAYER_ACTIONS = {
     "build": "DIR [BACKEND] [REQUIREMENT ...]",
@@ -100,6 +143,9 @@ _ASKED = """
 
   BACKEND      in uv's words: cpu, cu126, rocm7.2, xpu (default: auto, the best)
   REQUIREMENT  as pip writes it: torch==2.13.*, torchvision (torch is always in)"""
+
+_DETAILS = {"layer": _LAYER, "export": _EXPORT, "notebook": _NOTEBOOK}
+_ASKED_LATER = ("layer", "lock", "export", "notebook")
 
 # What people write for a backend, right or nearly right; packages such as `cuda-python` are none.
 _LIKE_A_BACKEND = re.compile(
@@ -155,9 +201,19 @@ class Words:
     directory: Path | None = None
     """Where `download` and `prefetch` put things; the folder or the layer that `layer` is about."""
     action: str = ""
-    """What `layer` does."""
+    """What `layer` or `notebook` does."""
+    form: str = ""
+    """What `export` writes."""
+    notebooks: tuple[Path, ...] = ()
+    """The files that `lock`, `restore`, `export` and `notebook` are about; empty in a notebook for
+    the one that runs."""
+    output: Path | None = None
+    """Where `export` writes."""
+    lock: bool = False
+    """Lets `notebook remove` take the lock away too."""
     backends: tuple[Backend | None, ...] = ()
-    """For which backends `prefetch` does it; None is the best for this machine."""
+    """For which backends `prefetch`, `lock` and `export` do it; None is the best for this
+    machine."""
     layers: bool = False
     """Lets `prefetch` build layers."""
     python_version: str | None = None
@@ -261,16 +317,31 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     options, extra = parser.parse_known_intermixed_args(rest)
     if extra:
         raise _unknown_option(extra[0], parser, options_of(first, notebook=notebook))
+    notebooks: tuple[Path, ...] = ()
     if first == "layer":
         options.directory, options.what = _about_layer(options.action, options.what, parser)
+    if first == "export" and options.form not in EXPORT_FORMS:
+        raise _unknown_choice(options.form, tuple(EXPORT_FORMS), parser, "nothing that {} writes")
+    if first in _ABOUT_NOTEBOOKS:
+        notebooks, options.what = _about_notebooks(first, options, parser, notebook=notebook)
     written = f"{prog} {_written(arguments, notebook=notebook)}"
     line = _without_login(written)
-    request = parse_request(getattr(options, "what", []), backend=getattr(options, "backend", None))
+    if first in _ABOUT_SEVERAL:
+        request, backends = _several(options.what)
+    else:
+        request = parse_request(
+            getattr(options, "what", []), backend=getattr(options, "backend", None)
+        )
+        backends = _backends(options.backends or (), request) if first == "prefetch" else ()
     return Words(
         word=first,
         request=request,
         action=getattr(options, "action", ""),
-        backends=_backends(options.backends or (), request) if first == "prefetch" else (),
+        form=getattr(options, "form", ""),
+        notebooks=notebooks,
+        output=getattr(options, "output", None),
+        lock=getattr(options, "lock", False),
+        backends=backends,
         layers=getattr(options, "layers", False),
         yes=getattr(options, "yes", False),
         restart=getattr(options, "restart", None),
@@ -290,17 +361,71 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     )
 
 
+_ABOUT_NOTEBOOKS = ("lock", "restore", "export", "notebook")
+_ABOUT_SEVERAL = ("lock", "export")
+
+
+def _about_notebooks(
+    word: str, options: argparse.Namespace, parser: _Parser, *, notebook: bool
+) -> tuple[tuple[Path, ...], list[str]]:
+    """Return which files it is about, and what else is said."""
+    if word == "notebook" and options.action not in NOTEBOOK_ACTIONS:
+        known = tuple(NOTEBOOK_ACTIONS)
+        raise _unknown_choice(options.action, known, parser, "nothing that {} does")
+    what = options.what
+    files = [text for text in what if text.lower().endswith(".ipynb")]
+    rest = [text for text in what if not text.lower().endswith(".ipynb")]
+    action = f"{parser.prog} {options.action}" if word == "notebook" else parser.prog
+    if not files and not notebook and word != "export":
+        raise RequestError(
+            f"`{action}` needs a NOTEBOOK",
+            hint="name its file, which ends in `.ipynb`",
+        )
+    several = word == "notebook" and options.action != "add"
+    takes_requirements = word != "restore" and not several
+    surplus = [] if several else files[1:]
+    if not takes_requirements:
+        # One backend may follow `restore`, and nothing the other two.
+        surplus += [text for text in rest if word == "notebook" or not _is_backend(text)]
+    if surplus:
+        raise RequestError(
+            f"`{action}` takes no `{surplus[0]}`",
+            hint=f"`{parser.prog} -h` shows how it is written",
+        )
+    return tuple(Path(text).expanduser() for text in files), rest
+
+
+def _unknown_choice(text: str, known: tuple[str, ...], parser: _Parser, what: str) -> RequestError:
+    nearest = _nearest(text.lower(), known)
+    instead = f"did you mean `{parser.prog} {nearest[0]}`? " if nearest else ""
+    return RequestError(
+        f"`{text}` is {what.format(f'`{parser.prog}`')}",
+        hint=f"{instead}it is one of {', '.join(known)}",
+    )
+
+
+def _several(what: Sequence[str]) -> tuple[Request, tuple[Backend | None, ...]]:
+    """Return what is asked for, for any number of backends; nothing where nothing is named."""
+    backends = _backends([text for text in what if _is_backend(text)], Request())
+    texts = tuple(_requirement(text) for text in what if not _is_backend(text))
+    if texts and not any(parse_requirement(text).name.lower() == "torch" for text in texts):
+        texts = ("torch", *texts)
+    named = [text for text in what if _is_backend(text)]
+    return Request(requirements=texts), backends if named else ()
+
+
+def _is_backend(text: str) -> bool:
+    """Whether it was meant to be a backend, right or nearly right."""
+    scrambled = "".join(sorted(text.lower())) in _SCRAMBLED
+    return scrambled or _LIKE_A_BACKEND.fullmatch(text) is not None
+
+
 def _about_layer(
     action: str, what: Sequence[str], parser: _Parser
 ) -> tuple[Path | None, Sequence[str]]:
     """Return which folder `layer` is about, and what is asked of it."""
     if action not in LAYER_ACTIONS:
-        nearest = _nearest(action.lower(), tuple(LAYER_ACTIONS))
-        instead = f"did you mean `{parser.prog} {nearest[0]}`? " if nearest else ""
-        raise RequestError(
-            f"`{action}` is nothing that `{parser.prog}` does",
-            hint=f"{instead}it is one of {', '.join(LAYER_ACTIONS)}",
-        )
+        raise _unknown_choice(action, tuple(LAYER_ACTIONS), parser, "nothing that {} does")
     follows = LAYER_ACTIONS[action].split()
     if follows and not what:
         raise RequestError(
@@ -337,7 +462,7 @@ def parse_request(what: Sequence[str], *, backend: str | None = None) -> Request
     named = [] if backend is None else [backend]
     texts = []
     for text in what:
-        if _LIKE_A_BACKEND.fullmatch(text) or "".join(sorted(text.lower())) in _SCRAMBLED:
+        if _is_backend(text):
             named.append(text)
         else:
             texts.append(_requirement(text))
@@ -434,7 +559,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     parser = _Parser(
         prog=prog,
         description=f"{summary[0].upper()}{summary[1:]}."
-        f"{_LAYER if word == 'layer' else ''}{_ASKED if asking or word == 'layer' else ''}",
+        f"{_DETAILS.get(word, '')}{_ASKED if asking or word in _ASKED_LATER else ''}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=_WIDTH),
         add_help=False,
         allow_abbrev=False,
@@ -442,22 +567,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14 colours by default
     usage = [prog]
     add: Any = parser.add_argument
-    if word == "new-kernel":
-        usage.append("NAME")
-        add("name", metavar="NAME", help="what the kernel is called")
-    if word == "download":
-        usage.append("DIR")
-        add("directory", type=Path, metavar="DIR", help="where the wheels go")
-    if word == "prefetch":
-        usage.append("DIR")
-        add("directory", type=Path, metavar="DIR", help="where the wheels or layers go")
-    if word == "layer":
-        usage.append(f"{{{','.join(LAYER_ACTIONS)}}} ...")
-        add("action", metavar="ACTION", help=argparse.SUPPRESS)
-        add("what", nargs="*", help=argparse.SUPPRESS)
-    if asking:
-        usage.append("[BACKEND] [REQUIREMENT ...]")
-        add("what", nargs="*", help=argparse.SUPPRESS)
+    _add_what(word, usage, add, notebook=notebook)
     _add_own(word, usage, add)
     if word in _FETCHING:
         usage += ["[--index-base URL]", "[--find-links DIR]"]
@@ -470,7 +580,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
             action="append",
             help="a folder of wheels, looked through first; may be given more than once",
         )
-    if word in _FETCHING and word not in ("layer", "prefetch"):  # these take wheels alone
+    if word in _FETCHING and word not in _WHEELS_ALONE:
         usage.append("[--allow-sdist]")
         add(
             "--allow-sdist",
@@ -489,7 +599,7 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     if not notebook and word != "preinstall":
         usage.append("[--json]")
         add("--json", action="store_true", help="print data as JSON on stdout")
-    if not notebook and word not in ("detect", "download", "preinstall"):
+    if not notebook and word not in ("detect", "download", "preinstall", "notebook"):
         usage.append("[--python PATH]")
         add("--python", type=Path, metavar="PATH",
             help="the interpreter, or virtual environment, to look at or install into (default: "
@@ -500,6 +610,37 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
         usage.append("[-- COMMAND ...]")
     parser.usage = _usage(usage).replace("%", "%%")
     return parser
+
+
+def _add_what(word: str, usage: list[str], add: Any, *, notebook: bool) -> None:  # noqa: ANN401
+    """Add what a word is about: what stands behind it without dashes."""
+    if word == "new-kernel":
+        usage.append("NAME")
+        add("name", metavar="NAME", help="what the kernel is called")
+    if word == "download":
+        usage.append("DIR")
+        add("directory", type=Path, metavar="DIR", help="where the wheels go")
+    if word == "prefetch":
+        usage.append("DIR")
+        add("directory", type=Path, metavar="DIR", help="where the wheels or layers go")
+    if word == "layer":
+        usage.append(f"{{{','.join(LAYER_ACTIONS)}}} ...")
+        add("action", metavar="ACTION", help=argparse.SUPPRESS)
+        add("what", nargs="*", help=argparse.SUPPRESS)
+    if word == "notebook":
+        usage.append(f"{{{','.join(NOTEBOOK_ACTIONS)}}} NOTEBOOK ...")
+        add("action", metavar="ACTION", help=argparse.SUPPRESS)
+        add("what", nargs="*", help=argparse.SUPPRESS)
+    if word in ("lock", "restore", "export"):
+        if word == "export":
+            usage.append(f"{{{','.join(EXPORT_FORMS)}}}")
+            add("form", metavar="FORM", help=argparse.SUPPRESS)
+        usage.append("[NOTEBOOK]" if notebook or word == "export" else "NOTEBOOK")
+        usage.append("[BACKEND]" if word == "restore" else "[BACKEND ...] [REQUIREMENT ...]")
+        add("what", nargs="*", help=argparse.SUPPRESS)
+    if word in _ASKING:
+        usage.append("[BACKEND] [REQUIREMENT ...]")
+        add("what", nargs="*", help=argparse.SUPPRESS)
 
 
 def _add_own(word: str, usage: list[str], add: Any) -> None:  # noqa: ANN401  (argparse's)
@@ -527,6 +668,14 @@ def _add_own(word: str, usage: list[str], add: Any) -> None:  # noqa: ANN401  (a
         )
         add("--layers", action="store_true",
             help="build layers, in place of a folder of wheels")  # fmt: skip
+    if word == "export":
+        usage.append("[--output FILE]")
+        add("--output", type=Path, metavar="FILE",
+            help="the file to write (default: pyproject.toml for its three forms; standard output "
+            "for the others, or the notebook itself)")  # fmt: skip
+    if word == "notebook":
+        usage.append("[--lock]")
+        add("--lock", action="store_true", help="let remove take the lock away too")
     if word in _LOOKING:
         usage.append("[--refresh]")
         add("--refresh", action="store_true",

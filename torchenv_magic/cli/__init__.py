@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
-import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
+from torchenv_magic.cli.ending import aim_error, aimed, check_consent, judge, prove, stopped
+from torchenv_magic.cli.talk import (
+    FAILED,
+    colored,
+    listening,
+    mention,
+    print_data,
+    print_json,
+    print_text,
+    speaks_json,
+    stoppable,
+    talk,
+    tell_error,
+)
 from torchenv_magic.errors import (
     BusyError,
     ConsentError,
@@ -35,19 +45,15 @@ if TYPE_CHECKING:
     from torchenv_magic.builds.current import Refresh
     from torchenv_magic.doctor import Diagnosis
     from torchenv_magic.environment import Environment
-    from torchenv_magic.installation.install import Result
     from torchenv_magic.installation.plan import Plan
-    from torchenv_magic.installation.progress import OnEvent
     from torchenv_magic.installation.settings import Sites
     from torchenv_magic.installation.uv import Cancellation
     from torchenv_magic.selection import Selection
     from torchenv_magic.status import Status
-    from torchenv_magic.verification import Verification
 
 __all__ = ["main"]
 
-_FAILED, _MISSPELT = 1, 2
-_DETAIL_LINES = 40
+_MISSPELT = 2
 _MOST_ROUNDS = 3
 
 
@@ -69,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `torchenv list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _FAILED
+        return FAILED
     return status
 
 
 def _run(texts: Sequence[str]) -> int:
     if not texts:
-        _talk(overview(notebook=False))
+        talk(overview(notebook=False))
         return _MISSPELT
     if list(texts) in (["--version"], ["-V"]):
         from torchenv_magic import __version__
@@ -83,7 +89,7 @@ def _run(texts: Sequence[str]) -> int:
         print(f"torchenv {__version__}")
         return 0
     words = None
-    if _speaks_json(texts):
+    if speaks_json(texts):
         # Python writes a warning that nobody handles to stderr, in words.
         logging.getLogger("torchenv_magic").addHandler(logging.NullHandler())
     try:
@@ -96,16 +102,16 @@ def _run(texts: Sequence[str]) -> int:
         if words is not None:
             if words.word in ("install", "undo"):
                 _say_what_stands(error, words)
-            _aim_error(error, words)
+            aim_error(error, words)
         if "--json" in texts:
-            _print_json({"error": error.to_json()})
-        _tell(error, as_json=_speaks_json(texts))
+            print_json({"error": error.to_json()})
+        tell_error(error, as_json=speaks_json(texts))
         return error.exit_status
     except KeyboardInterrupt:
-        return _stopped(
+        return stopped(
             "Stopped; nothing was changed",
             data={} if "--json" in texts else None,
-            as_json=_speaks_json(texts),
+            as_json=speaks_json(texts),
         )
 
 
@@ -116,26 +122,6 @@ def _say_what_stands(error: TorchEnvError, words: Words) -> None:
     # Where there is no such environment, the error itself says so.
     with contextlib.suppress(TorchEnvError):
         say_what_stands(error, read_environment(words.python))
-
-
-# Their stderr is read by programs too: a JSON object a line, events and at most one error.
-_EVENTFUL = frozenset({"plan", "install", "undo", "new-kernel", "download", "layer", "prefetch"})
-
-
-def _speaks_json(texts: Sequence[str]) -> bool:
-    return "--json" in texts and not _EVENTFUL.isdisjoint(texts[:1])
-
-
-def _stopped(message: str, *, data: dict[str, Any] | None, as_json: bool) -> int:
-    """Say so; `data` is what was done before, None where nobody reads JSON."""
-    error = InstallCancelled(message)
-    if data is not None:
-        _print_json({**data, "error": error.to_json()})
-    if as_json:
-        _tell(error, as_json=True)
-    else:
-        _talk(f"{message[0].lower()}{message[1:]}")
-    return _FAILED
 
 
 # ------------------------------------------------------------------------------------- the words
@@ -155,30 +141,30 @@ def _status(words: Words) -> int:
     from torchenv_magic.status import read_status
 
     status = read_status(words.request, python=words.python, refresh=_refresh(words))
-    return _print(words, str(status), to_json(status))
+    return print_data(words, str(status), to_json(status))
 
 
 def _list(words: Words) -> int:
     selection = _selection(words)
-    return _print(words, str(selection), to_json(selection.alternatives))
+    return print_data(words, str(selection), to_json(selection.alternatives))
 
 
 def _detect(words: Words) -> int:
     from torchenv_magic.accelerators import detect
 
     host = detect()
-    return _print(words, str(host), to_json(host))
+    return print_data(words, str(host), to_json(host))
 
 
 def _select(words: Words) -> int:
     from torchenv_magic.selection import selection_to_json
 
     selection = _selection(words)
-    return _print(words, str(selection), selection_to_json(selection))
+    return print_data(words, str(selection), selection_to_json(selection))
 
 
 def _plan(words: Words) -> int:
-    with _stoppable() as cancellation:
+    with stoppable() as cancellation:
         plan = _make_plan(words, cancellation)
     data = to_json(plan)
     data.update(
@@ -186,7 +172,7 @@ def _plan(words: Words) -> int:
         nothing_to_do=plan.nothing_to_do,
         summary=plan.summary,
     )
-    return _print(words, str(plan), data)
+    return print_data(words, str(plan), data)
 
 
 def _install(words: Words) -> int:
@@ -195,15 +181,15 @@ def _install(words: Words) -> int:
     rounds = 0
     while True:
         rounds += 1
-        with _stoppable() as cancellation:
+        with stoppable() as cancellation:
             plan = _make_plan(words, cancellation, waits=True)
             if words.json or plan.nothing_to_do:
-                _mention(words, *plan.notes)
+                mention(words, *plan.notes)
             else:
-                _print_text(str(plan))
-        _check_consent(words, plan)
+                print_text(str(plan))
+        check_consent(words, plan)
         try:
-            with _stoppable() as cancellation, _progress(words) as progress:
+            with stoppable() as cancellation, listening(words) as progress:
                 result = install_plan(
                     plan, command=words.line, on_event=progress, cancellation=cancellation
                 )
@@ -213,33 +199,7 @@ def _install(words: Words) -> int:
             if rounds == _MOST_ROUNDS:
                 raise
         else:
-            return _prove(words, result)
-
-
-def _prove(words: Words, result: Result) -> int:
-    """Say what was done, and prove that what is there now works."""
-    from torchenv_magic.installation.progress import Event
-    from torchenv_magic.status import read_repaired
-    from torchenv_magic.verification import verify
-
-    if not words.json:
-        for text in filter(None, (result.recovered, str(result))):
-            _print_text(_colored(text, "32", sys.stdout))
-    try:
-        # Read anew: it is another environment now.
-        environment, _, _ = read_repaired(words.python)
-        if result.undone and environment.installed("torch") is None:
-            return _print(words, "PyTorch is not installed.", {"result": to_json(result)})
-        with _progress(words) as progress:
-            progress(Event(phase="verify", message="Verifying that PyTorch works"))
-            verification = verify(environment, result.expectation, in_process=False)
-    except KeyboardInterrupt:
-        message = "Stopped before the end of the verification; what was installed stays"
-        done = {"result": to_json(result)} if words.json else None
-        return _stopped(message, data=done, as_json=words.json)
-    data = {"result": to_json(result), "verification": to_json(verification)}
-    _print(words, str(verification), data)
-    return _judge(words, verification)
+            return prove(words, result)
 
 
 def _undo(words: Words) -> int:
@@ -247,9 +207,9 @@ def _undo(words: Words) -> int:
     from torchenv_magic.status import read_repaired
 
     environment, recovered, _ = read_repaired(words.python)
-    _mention(words, recovered)
+    mention(words, recovered)
     try:
-        with _stoppable() as cancellation, _progress(words) as progress:
+        with stoppable() as cancellation, listening(words) as progress:
             result = undo_install(
                 environment,
                 consent=words.yes,
@@ -261,7 +221,7 @@ def _undo(words: Words) -> int:
     except ConsentError as error:
         error.hint = f"{words.with_consent} goes back all the same"
         raise
-    return _prove(words, result)
+    return prove(words, result)
 
 
 def _history(words: Words) -> int:
@@ -269,32 +229,11 @@ def _history(words: Words) -> int:
     from torchenv_magic.status import read_repaired
 
     environment, recovered, _ = read_repaired(words.python)
-    _mention(words, recovered)
+    mention(words, recovered)
     history = read_history(environment)
     if words.python is not None:
-        history = replace(history, undo=_aimed(history.undo, words.python))
-    return _print(words, str(history), to_json(history))
-
-
-def _check_consent(words: Words, plan: Plan) -> None:
-    """Ask whoever sits at the terminal before anything of theirs is lost; a script says `--yes`.
-
-    Raises
-    ------
-    ConsentError, InstallCancelled
-    """
-    if words.yes:
-        return
-    try:
-        plan.check_consent()
-    except ConsentError as error:
-        if words.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            error.hint = f"{words.with_consent} does it, `torchenv undo` takes it back"
-            raise
-        _talk(f"{error.message}.")
-        print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise InstallCancelled("Not installed; the environment is as it was") from None
+        history = replace(history, undo=aimed(history.undo, words.python))
+    return print_data(words, str(history), to_json(history))
 
 
 def _new_kernel(words: Words) -> int:
@@ -307,9 +246,9 @@ def _new_kernel(words: Words) -> int:
 
     if words.remove:
         removed = remove_kernel(words.name)
-        return _print(words, f"{removed}.", to_json(removed))
+        return print_data(words, f"{removed}.", to_json(removed))
     status, sites = _look(words)
-    _mention(words, status.recovered)
+    mention(words, status.recovered)
 
     def choose(python: Path) -> tuple[Selection, Environment]:
         # Of the mirror that the plan asks too, whatever is set for the new environment.
@@ -317,7 +256,7 @@ def _new_kernel(words: Words) -> int:
         return made.selection, made.environment
 
     try:
-        with _stoppable() as cancellation, _progress(words) as progress:
+        with stoppable() as cancellation, listening(words) as progress:
             made = make_kernel(
                 words.name,
                 words.request,
@@ -336,20 +275,20 @@ def _new_kernel(words: Words) -> int:
     except InstallCancelled as error:
         raise InstallCancelled("Cancelled; nothing of the kernel was kept") from error
     if not words.json:
-        _print_text(_colored(f"{made}.", "32", sys.stdout))
-        _print_text(f"Choose it in Jupyter, or run `jupyter console --kernel={made.kernel.name}`.")
+        print_text(colored(f"{made}.", "32", sys.stdout))
+        print_text(f"Choose it in Jupyter, or run `jupyter console --kernel={made.kernel.name}`.")
     try:
         environment = read_environment(made.kernel.python)
-        with _progress(words) as progress:
+        with listening(words) as progress:
             progress(Event(phase="verify", message="Verifying that PyTorch works"))
             verification = verify(environment, made.result.expectation, in_process=False)
     except KeyboardInterrupt:
         message = "Stopped before the end of the verification; what was made stays"
         done = {"kernel": to_json(made.kernel)} if words.json else None
-        return _stopped(message, data=done, as_json=words.json)
+        return stopped(message, data=done, as_json=words.json)
     data = {"kernel": to_json(made.kernel), "verification": to_json(verification)}
-    _print(words, str(verification), data)
-    return _judge(words, verification)
+    print_data(words, str(verification), data)
+    return judge(words, verification)
 
 
 def _download(words: Words) -> int:
@@ -379,9 +318,9 @@ def _download(words: Words) -> int:
                 f"No build of PyTorch fits: {selection.reason}", hint="name a backend"
             )
         if not words.json:
-            _talk(f"{backend} is the best for this machine: name another backend for another one")
+            talk(f"{backend} is the best for this machine: name another backend for another one")
     try:
-        with _stoppable() as cancellation, _progress(words) as progress:
+        with stoppable() as cancellation, listening(words) as progress:
             wheelhouse = fetch_wheels(
                 words.directory or Path(),
                 words.request,
@@ -396,7 +335,7 @@ def _download(words: Words) -> int:
     except InstallCancelled:
         message = "Cancelled; wheels that are whole stay, and the same line goes on from there"
         raise InstallCancelled(message) from None
-    return _print(words, str(wheelhouse), to_json(wheelhouse))
+    return print_data(words, str(wheelhouse), to_json(wheelhouse))
 
 
 def _layer(words: Words) -> int:
@@ -416,11 +355,11 @@ def _layer(words: Words) -> int:
     if words.action == "list":
         found = find_layers([directory])
         text = "\n".join(one.line for one in found) or f"There is no layer in {place}."
-        return _print(words, text, [one.summary() for one in found])
+        return print_data(words, text, [one.summary() for one in found])
     if words.action == "check":
         checked = check_layer(directory)
-        _print(words, str(checked), checked.summary())
-        return 0 if checked.ok else _FAILED
+        print_data(words, str(checked), checked.summary())
+        return 0 if checked.ok else FAILED
     if not words.yes:
         raise ConsentError(
             f"Nobody can know who has links to `{place}`: their PyTorch would be gone with it",
@@ -428,7 +367,7 @@ def _layer(words: Words) -> int:
         )
     freed = remove_layer(directory)
     text = f"Removed the layer {place}: {format_bytes(freed)} are free again."
-    return _print(words, text, {"freed_bytes": freed})
+    return print_data(words, text, {"freed_bytes": freed})
 
 
 def _build_layer(words: Words, directory: Path) -> int:
@@ -437,7 +376,7 @@ def _build_layer(words: Words, directory: Path) -> int:
     sites = _own_sites(words)
     backend, exclusion = _backend_for(words, words.request.backend)
     try:
-        with _stoppable() as cancellation, _progress(words) as progress:
+        with stoppable() as cancellation, listening(words) as progress:
             layer = build_layer(
                 directory,
                 words.request,
@@ -451,7 +390,7 @@ def _build_layer(words: Words, directory: Path) -> int:
             )
     except InstallCancelled:
         raise InstallCancelled("Cancelled; nothing of the layer was kept") from None
-    return _print(words, f"Built {layer.line}.", layer.summary())
+    return print_data(words, f"Built {layer.line}.", layer.summary())
 
 
 def _switch_layer(words: Words, directory: Path) -> int:
@@ -459,7 +398,7 @@ def _switch_layer(words: Words, directory: Path) -> int:
     from torchenv_magic.installation.layers import attach, detach, read_layer
 
     environment = read_environment(words.python)
-    with _stoppable() as cancellation, _progress(words) as progress:
+    with stoppable() as cancellation, listening(words) as progress:
         if words.action == "attach":
             result = attach(
                 read_layer(directory),
@@ -472,7 +411,7 @@ def _switch_layer(words: Words, directory: Path) -> int:
             result = detach(
                 environment, command=words.line, on_event=progress, cancellation=cancellation
             )
-    return _print(words, f"{str(result).rstrip('.')}.", to_json(result))
+    return print_data(words, f"{str(result).rstrip('.')}.", to_json(result))
 
 
 def _own_sites(words: Words) -> Sites:
@@ -498,7 +437,7 @@ def _backend_for(words: Words, backend: Backend | None) -> tuple[Backend, str | 
     if selection.backend is None:
         raise SelectionError(f"No build of PyTorch fits: {selection.reason}", hint="name a backend")
     if not words.json:
-        _talk(
+        talk(
             f"{selection.backend} is the best for this machine: name another backend for users "
             "of another one"
         )
@@ -515,7 +454,7 @@ def _prefetch(words: Words) -> int:
     # Of a build that was chosen for this machine alone: one that is named is what it is.
     exclusions = {backend: exclusion for backend, exclusion in chosen if exclusion}
     try:
-        with _stoppable() as cancellation, _progress(words) as progress:
+        with stoppable() as cancellation, listening(words) as progress:
             done = prefetch(
                 words.directory or Path(),
                 words.request,
@@ -537,7 +476,7 @@ def _prefetch(words: Words) -> int:
         "wheels": to_json(done.wheels),
         "layers": [layer.summary() for layer in done.layers],
     }
-    return _print(words, str(done), data)
+    return print_data(words, str(done), data)
 
 
 def _verify(words: Words) -> int:
@@ -546,11 +485,11 @@ def _verify(words: Words) -> int:
     from torchenv_magic.verification import verify
 
     environment, recovered, _ = read_repaired(words.python)
-    _mention(words, recovered)
+    mention(words, recovered)
     expectation = read_expectation(environment.prefix)
     verification = verify(environment, expectation, in_process=False)
-    _print(words, str(verification), to_json(verification))
-    return _judge(words, verification)
+    print_data(words, str(verification), to_json(verification))
+    return judge(words, verification)
 
 
 def _doctor(words: Words) -> int:
@@ -559,48 +498,13 @@ def _doctor(words: Words) -> int:
     diagnosis = examine_and_judge(python=words.python)
     if words.python is not None:
         diagnosis = _aimed_diagnosis(diagnosis, words.python)
-    _print(words, str(diagnosis), diagnosis_to_json(diagnosis))
-    return _FAILED if diagnosis.errors else 0
+    print_data(words, str(diagnosis), diagnosis_to_json(diagnosis))
+    return FAILED if diagnosis.errors else 0
 
 
 def _aimed_diagnosis(diagnosis: Diagnosis, python: Path) -> Diagnosis:
-    problems = tuple(replace(each, cure=_aimed(each.cure, python)) for each in diagnosis.problems)
+    problems = tuple(replace(each, cure=aimed(each.cure, python)) for each in diagnosis.problems)
     return replace(diagnosis, problems=problems)
-
-
-def _aim_error(error: TorchEnvError, words: Words) -> None:
-    if words.python is not None:
-        error.hint = _aimed(error.hint, words.python)
-
-
-# A line that names its Python is left as it is.
-_AIMLESS = re.compile(
-    r"`%?torchenv (?:undo|history|install|new-kernel|verify|status)\b(?![^`]*--python)"
-)
-
-
-def _aimed(text: str, python: Path) -> str:
-    """Return it with lines that name `python`: else they would change the Python that runs this."""
-    from torchenv_magic.doctor.problem import quoted
-
-    option = f" --python {quoted(str(python))}"
-    return _AIMLESS.sub(lambda match: match[0] + option, text)
-
-
-def _judge(words: Words, verification: Verification) -> int:
-    """Return the exit status; the table, which is data, was printed before."""
-    try:
-        verification.raise_for_failure()
-    except TorchEnvError as error:
-        if words.json:
-            _aim_error(error, words)
-            _tell(error, as_json=words.word in _EVENTFUL)
-        else:
-            # The table has its words.
-            failed = f"{len(verification.failures)} of {len(verification.tried)} checks failed"
-            _talk(f"{_colored('error', '31', sys.stderr)}: PyTorch does not work here: {failed}")
-        return error.exit_status
-    return 0
 
 
 def _look(words: Words) -> tuple[Status, Sites]:
@@ -632,7 +536,7 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
     status, sites = _look(words)
     recovered = status.recovered
     if waits:
-        with _progress(words) as progress:
+        with listening(words) as progress:
             waited = wait_for_others(
                 status.environment, on_event=progress, cancellation=cancellation
             )
@@ -643,9 +547,9 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
     if status.selection.backend or words.request.backend:  # else they are the error's
         warnings = status.selection.warnings
     for warning in () if words.json else warnings:
-        _talk(f"{_colored('warning', '33', sys.stderr)}: {warning}")
+        talk(f"{colored('warning', '33', sys.stderr)}: {warning}")
     try:
-        with _progress(words) as progress:
+        with listening(words) as progress:
             for warning in warnings if words.json else ():
                 progress(Event(phase="resolve", message=f"Warning: {warning}"))
             plan = make_plan(
@@ -668,116 +572,28 @@ def _make_plan(words: Words, cancellation: Cancellation, *, waits: bool = False)
     return plan
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[Cancellation]:
-    """Turn Ctrl-C, and a polite end from outside, into a wish that puts everything back first."""
-    from torchenv_magic.installation.uv import Cancellation
+def _lock(words: Words) -> int:
+    from torchenv_magic.cli.locks import lock
 
-    cancellation = Cancellation()
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    # Who started this may have had one ignored (`nohup`), and so it stays.
-    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def stop(_number: int, _frame: object) -> None:
-        # In a thread of its own: the interrupted code may hold the very lock that this takes.
-        threading.Thread(target=cancellation.cancel, name="torchenv-stop").start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield cancellation
-        return
-    previous = [(number, signal.signal(number, stop)) for number in numbers]
-    try:
-        yield cancellation
-    except InstallCancelled as error:
-        raise InstallCancelled("Cancelled; the environment is as it was") from error
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
+    return lock(words)
 
 
-# --------------------------------------------------------------------------------------- the talk
+def _restore(words: Words) -> int:
+    from torchenv_magic.cli.locks import restore
+
+    return restore(words)
 
 
-def _print(words: Words, text: str, data: Any) -> int:  # noqa: ANN401
-    if words.json:
-        _print_json(data)
-    else:
-        _print_text(text)
-    return 0
+def _export(words: Words) -> int:
+    from torchenv_magic.cli.exports import export
+
+    return export(words)
 
 
-def _print_text(text: str) -> None:
-    print(_terminal(text))
+def _notebook(words: Words) -> int:
+    from torchenv_magic.cli.notebooks import notebook
 
-
-def _print_json(data: Any) -> None:  # noqa: ANN401
-    # In ASCII, which every pipe of every system takes.
-    print(_terminal(json.dumps(data, indent=2)))
-
-
-def _tell(error: TorchEnvError, *, as_json: bool = False) -> None:
-    if as_json:
-        _talk(json.dumps({"error": error.to_json()}))
-        return
-    lines = [line.rstrip() for line in error.detail.splitlines() if line.strip()]
-    if len(lines) > _DETAIL_LINES:
-        lines = [f"… {len(lines) - _DETAIL_LINES} lines more", *lines[-_DETAIL_LINES:]]
-    for line in lines:
-        _talk(f"  {line}")
-    _talk(f"{_colored('error', '31', sys.stderr)}: {error}")
-
-
-def _mention(words: Words, *texts: str | None) -> None:
-    """Say what was found on the way, as an event where programs read what is said."""
-    for text in filter(None, texts):
-        if words.json and words.word in _EVENTFUL:
-            from torchenv_magic.installation.progress import Event
-
-            with _progress(words) as progress:
-                progress(Event(phase="resolve", message=text))
-        else:
-            _talk(text)
-
-
-def _talk(text: str) -> None:
-    print(_terminal(text), file=sys.stderr, flush=True)
-
-
-# What is written for a notebook, in the words of a terminal.
-_IN_A_TERMINAL = (
-    (re.compile(r"`%torchenv`"), "`torchenv install`"),
-    (re.compile(r"`[%!](?=torchenv |pip |uv |[^`]* -m uv pip )"), "`"),
-    (
-        re.compile(r"choose another one as this notebook's kernel"),
-        r"name another one with `--python`",
-    ),
-    (re.compile(r"\brestart the kernel(?: and|, then) (?=run )"), ""),
-    (re.compile(r", (?:and|then) restart the kernel\b"), ""),
-    (re.compile(r"read the folded log: it has all that uv said"), "read above all that uv said"),
-    (re.compile(r"with the folded text\b"), "with the text above"),
-)  # fmt: skip
-
-
-def _terminal(text: str) -> str:
-    for pattern, replacement in _IN_A_TERMINAL:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def _colored(text: str, code: str, stream: TextIO) -> str:
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
-        return text
-    return f"\x1b[{code}m{text}\x1b[0m"
-
-
-@contextlib.contextmanager
-def _progress(words: Words) -> Iterator[OnEvent]:
-    """Lend a listener that tells on stderr what goes on: drawn, in lines, or as JSON."""
-    from torchenv_magic.terminal import told
-
-    with told(as_json=words.json, say=_terminal) as on_event:
-        yield on_event
+    return notebook(words)
 
 
 _WORDS = {
@@ -793,6 +609,10 @@ _WORDS = {
     "download": _download,
     "layer": _layer,
     "prefetch": _prefetch,
+    "lock": _lock,
+    "restore": _restore,
+    "export": _export,
+    "notebook": _notebook,
     "detect": _detect,
     "select": _select,
 }
