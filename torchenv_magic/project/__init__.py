@@ -1,1 +1,1 @@
-"""From one notebook to a project: its file and cells, the lock in it, and what is exported of it."""
+"""From one notebook to a project: its file, its cells, its lock, and what is exported of it."""
