@@ -23,7 +23,7 @@ from torchenv_magic.installation.new_kernel import Made, OwnKernel
 from torchenv_magic.installation.plan import Change, Plan, Source
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.front_end import FrontEnd
-from torchenv_magic.notebook.job import JobStage
+from torchenv_magic.notebook.job import Job, JobStage
 from torchenv_magic.notebook.picker import Picker, open_picker
 from torchenv_magic.notebook.picker_look import (
     BUSY,
@@ -34,6 +34,7 @@ from torchenv_magic.notebook.picker_look import (
     obstacle,
 )
 from torchenv_magic.notebook.session import LoadedDistribution, SessionEffects
+from torchenv_magic.selection import Request
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the stand-in for nvidia-smi is a script"
@@ -295,6 +296,27 @@ def test_whatever_ends_a_look_is_said_and_keeps_nobody_waiting(
     picker._start_to_look()
     until(picker._looked.is_set)
     assert "the disk is gone" in picker.view.said.value
+
+
+def test_what_was_typed_just_before_the_click_counts_though_it_comes_after_it(
+    picker: Picker,
+) -> None:
+    assert picker.status is not None
+    status = picker.status
+    first, late = Request(requirements=("torch",)), Request(requirements=("torch==",))
+    # At each round's beginning, and at its end.
+    said = iter((first, late, late, late))
+    wishes = iter((first, late))
+
+    job = Job(
+        status,
+        first,
+        only_plan=True,
+        look=lambda: (status, next(wishes)),
+        asked=lambda: next(said),
+    ).start()
+    assert job.ended.wait(30)
+    assert "`torch==` is not a requirement" in str(job.state.error)
 
 
 def test_a_front_end_that_knows_no_other_kernel_is_offered_none(not_ours: Picker) -> None:

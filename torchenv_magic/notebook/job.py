@@ -66,6 +66,10 @@ class Job:
     look waits for another install of this environment and then goes on from a new look; for one
     that can't it is an error. `looked` says that `status` is a look of just now.
 
+    `asked` says what the person asks for now. A page sends a click at once, and what was typed just
+    before it when the kernel has taken what was typed before that, which can be later: so a plan
+    for anything else than what is asked for at its end is made anew.
+
     `command` is the line that asked, for the history.
 
     `on_change` is called in the job's thread after each change of `state`; `on_end` once, at its
@@ -83,6 +87,7 @@ class Job:
         only_plan: bool = False,
         look: Callable[[], tuple[Status, Request]] | None = None,
         looked: bool = False,
+        asked: Callable[[], Request] | None = None,
         command: str = "",
         on_change: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
@@ -96,6 +101,7 @@ class Job:
         self._only_plan = only_plan
         self._look = look
         self._looked = looked
+        self._asked = asked
         self._command = command
         self._on_change = on_change
         self._on_end = on_end
@@ -127,24 +133,33 @@ class Job:
         # A plan that was handed in is one that a person agreed to, wherever its wheels lie.
         consent = self._consent or plan is not None
         agreed = set(plan.losses) if plan is not None else set()
+        asked: Request | None = None
         rounds = 0
         while True:
-            rounds += 1
             if self._look is not None:
                 if not self._only_plan and self._has_waited(status):
                     plan, self._looked = None, False
                 if plan is None and not self._looked:
                     self._set(stage="planning", message="Looking at what is here", plan=None)
+                    asked = self._asked() if self._asked is not None else None
                     status, request = self._look()
-            plan = plan or make_plan(
-                status.selection,
-                status.environment,
-                request,
-                sites=self._sites,
-                consent=consent,
-                on_event=self._tell,
-                cancellation=self._cancellation,
-            )
+            if plan is None:
+                try:
+                    plan = make_plan(
+                        status.selection,
+                        status.environment,
+                        request,
+                        sites=self._sites,
+                        consent=consent,
+                        on_event=self._tell,
+                        cancellation=self._cancellation,
+                    )
+                except TorchEnvError:
+                    if not self._is_outdated(asked):
+                        raise
+                if plan is None or self._is_outdated(asked):
+                    plan, self._looked = None, False
+                    continue
             self._set(plan=plan)
             if self._only_plan:
                 return
@@ -162,12 +177,16 @@ class Job:
             except BusyError:
                 # Another install began, or ended, while this one planned; what is in the way again
                 # and again may be there to stay.
+                rounds += 1
                 if self._look is None or rounds == _MOST_ROUNDS:
                     raise
                 plan, self._looked = None, False
             else:
                 self._set(result=result)
                 return
+
+    def _is_outdated(self, asked: Request | None) -> bool:
+        return self._asked is not None and self._asked() != asked
 
     def _has_waited(self, status: Status) -> bool:
         """Wait until no other install works on the environment; return whether one did."""

@@ -458,6 +458,11 @@ class Picker:
         names = parse_request(texts, backend=str(view.choice.value or "auto"))
         return Request(backend=names.backend, requirements=tuple(texts))
 
+    def _asked(self) -> Request:
+        """Return what is asked for by hand: a build that was chosen here is no wish."""
+        request = self.request()
+        return request if self._by_hand else replace(request, backend=None)
+
     def _choose_for(self, request: Request) -> tuple[Status, Request]:
         """Look at what is here now; return it, and the request with the build for it.
 
@@ -596,7 +601,8 @@ class Picker:
                     plan=plan,
                     only_plan=purpose != "install",
                     command=_COMMAND,
-                    look=lambda: self._choose_for(request),
+                    look=lambda: self._choose_for(plan.request if plan else self.request()),
+                    asked=self._asked,
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),
                 )
