@@ -7,6 +7,7 @@ python3 dev.py lint [NAME ...]          the static checks, or those: ruff, forma
 python3 dev.py lock [ARGUMENT ...]      compile requirements/*.txt anew (--upgrade moves the pins)
 python3 dev.py catalog [ARGUMENT ...]   make the catalog of builds from its facts (-h: what else)
 python3 dev.py picture                  make the pictures of the README from the real thing
+python3 dev.py docs [ARGUMENT ...]      make the site of docs/ in docs/_build; a warning is an error
 
 `lab` works in `.venv-lab`, everything else in `.venv`. Each is made when it is missing, brought up
 to date when what it is made from has changed, and used as it is otherwise.
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str]) -> int:
         "lock": lock,
         "catalog": catalog,
         "picture": picture,
+        "docs": docs,
     }
     name = arguments[0] if arguments else ""
     if name in ("-h", "--help"):
@@ -228,6 +230,18 @@ def picture(arguments: Sequence[str]) -> int:
         [str(DEVELOPMENT.python), "-m", "tests.browser.picture", *arguments],
         {CHROMIUM_VARIABLE: chromium} if chromium else {},
     )
+
+
+def docs(arguments: Sequence[str]) -> int:
+    prepare(DEVELOPMENT)
+    built = ROOT / "docs" / "_build"
+    # A warning is a link that leads nowhere, mostly: it is an error, and all of them are told.
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "-d", str(built / "doctrees")]
+    command = [str(DEVELOPMENT.python), "-m", "sphinx", *options, *arguments]
+    status = call([*command, str(ROOT / "docs"), str(built / "html")], {})
+    if not status:
+        say("made", "docs/_build/html/index.html")
+    return status
 
 
 def run_checks(names: Sequence[str] | Mapping[str, object]) -> int:
