@@ -44,6 +44,7 @@ __all__ = [
     "probe_index",
     "sizes",
     "source_environment",
+    "uv_indexes",
     "uv_setting",
     "wheel_folders",
     "wheels_in",
@@ -299,6 +300,22 @@ def uv_setting(key: str, *, environ: Mapping[str, str]) -> str | None:
         value = _table(settings, "pip").get(key, settings.get(key))
         found = value if isinstance(value, str) else found
     return found
+
+
+def uv_indexes(*, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the addresses of all indexes that uv's configuration files name."""
+    directory = None
+    with contextlib.suppress(OSError):
+        directory = Path.cwd()
+    found: list[Any] = []
+    for file in _uv_files(environ, _home(), directory):
+        settings = _uv_settings(file)
+        found += [
+            _table({"index": index}, "index").get("url") for index in _list(settings, "index")
+        ]
+        for place in (settings, _table(settings, "pip")):
+            found += [place.get("index-url"), *_list(place, "extra-index-url")]
+    return tuple(text for text in found if isinstance(text, str))
 
 
 def _uv_settings(file: Path) -> dict[str, Any]:
