@@ -8,7 +8,7 @@ everything that would make an installer run code are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
@@ -30,6 +30,7 @@ __all__ = [
     "LockedWheel",
     "NotebookLock",
     "check_schema",
+    "in_order",
     "lock_to_json",
     "packages_from_json",
     "pylock_of",
@@ -163,6 +164,21 @@ class NotebookLock:
         return f"torch {self.torch} for {self.names} ({self.target})"
 
 
+def in_order(backends: Iterable[LockedBackend], ran: Backend) -> tuple[LockedBackend, ...]:
+    """Return them in the one order that a lock has them: what ran, then as the catalog does.
+
+    Who saves a notebook sorts the keys of its metadata, so their order there says nothing.
+    """
+    kinds = ("cuda", "rocm", "xpu", "cpu")
+
+    def rank(locked: LockedBackend) -> tuple[bool, int, tuple[int, ...]]:
+        backend = locked.backend
+        newest_first = tuple(-number for number in backend.version)
+        return backend != ran, kinds.index(backend.kind), newest_first
+
+    return tuple(sorted(backends, key=rank))
+
+
 # ---------------------------------------------------------------------------------------- writing
 
 
@@ -269,13 +285,16 @@ def read_lock(
     if not 0 < len(tables) <= _MOST_BACKENDS:
         _refuse(f"it has {len(tables)} backends")
     torch = _version(data["torch"], "its torch")
+    ran = _backend(data["ran"])
     lock = NotebookLock(
         version=_text(data["version"], "its `version`"),
         asked=_asked(data["asked"]),
         torch=torch,
         target=_target(data["target"]),
-        ran=_backend(data["ran"]),
-        backends=tuple(_locked(name, table, torch, plain_hosts) for name, table in tables.items()),
+        ran=ran,
+        backends=in_order(
+            (_locked(name, table, torch, plain_hosts) for name, table in tables.items()), ran
+        ),
     )
     named = [each.backend for each in lock.backends]
     if len(set(named)) != len(named) or lock.ran not in named:
