@@ -34,7 +34,11 @@ PROCESS = "import os; print('process', os.getpid())"
 
 def execute(workplace: Workplace, *sources: str) -> NotebookNode:
     """Execute a notebook of these cells with nbclient; raises what it raises."""
-    notebook: NotebookNode = nbformat.read(workplace.notebook(*sources), as_version=4)
+    return execute_notebook(workplace, nbformat.read(workplace.notebook(*sources), as_version=4))
+
+
+def execute_notebook(workplace: Workplace, notebook: NotebookNode) -> NotebookNode:
+    """Execute a notebook with nbclient in the kernel of the workplace; raises what it raises."""
     manager = AsyncKernelManager(
         kernel_name=workplace.kernel_name,
         kernel_spec_manager=KernelSpecManager(
