@@ -68,6 +68,7 @@ from torchenv_magic.installation.plan import (
     broken_by,
     by_importance,
     dry_run_arguments,
+    lock_of,
     looks_satisfied,
     orphans,
     read_changes,
@@ -154,6 +155,8 @@ def make_plan(
     request: Request,
     *,
     sites: Sites | None = None,
+    pins: Mapping[str, str] | None = None,
+    stored: str = "",
     consent: bool = False,
     on_event: OnEvent | None = None,
     cancellation: Cancellation | None = None,
@@ -164,6 +167,12 @@ def make_plan(
     ----------
     sites
         Where wheels may come from; None for what variables and configuration files say.
+    pins
+        Normalized name to version of what is to be there exactly so, whatever `request` says of it:
+        a lock's. Such wheels come from the index or from folders, and never from PyPI in their
+        place.
+    stored
+        The pylock of these pins, which is the plan where the index is away and uv's cache has all.
     consent
         Whether wheels from elsewhere than the PyTorch index may be planned where that can't be
         reached.
@@ -202,6 +211,8 @@ def make_plan(
         sites=sites,
         reason=choice.reason,
         exclusion=choice.exclusion,
+        pins=pins or {},
+        stored=stored,
         on_event=guarded(on_event),
         cancellation=wish,
     )
@@ -270,6 +281,8 @@ class _Planner:
         sites: Sites,
         reason: str,
         exclusion: str | None,
+        pins: Mapping[str, str],
+        stored: str,
         on_event: OnEvent,
         cancellation: Cancellation,
     ) -> None:
@@ -289,11 +302,20 @@ class _Planner:
         )
         self.reason = reason
         self.exclusion = exclusion
+        self.pins = {name: f"=={version}" for name, version in pins.items()}
+        self.stored = stored
+        # What is looked for in folders: the very versions where these are given.
+        members = [name for name in FAMILY_MEMBERS if name in self.pins]
+        self.wanted = (
+            replace(request, requirements=tuple(f"{name}{self.pins[name]}" for name in members))
+            if members
+            else request
+        )
         self.on_event = on_event
         self.cancellation = cancellation
         self.offline = is_offline(os.environ)
         self.subject = f"{' '.join(request.requirements)} for {backend}"
-        self.question = ask(request, environment, backend, exclusion=exclusion)
+        self.question = ask(request, environment, backend, exclusion=exclusion, pins=self.pins)
 
     def plan(self, *, consent: bool) -> Plan:
         """Return the plan from the index or, with consent, from where else the wheels are."""
@@ -310,6 +332,8 @@ class _Planner:
             return replace(plan, notes=(*plan.notes, *self.declined))
         except SourceError as error:
             self.cancellation.raise_if_requested()
+            if self.stored and (kept := self._from_cache()) is not None:
+                return kept
             offers = self.offers()
             if not offers:
                 if self.declined:
@@ -337,7 +361,7 @@ class _Planner:
             )
             offer = wheels_in(
                 Path(folder),
-                self.request,
+                self.wanted,
                 self.backend,
                 self.environment.interpreter,
                 also=sorted(installed) if self.question.reinstall else (),
@@ -535,12 +559,63 @@ class _Planner:
             detail=detail,
         )
 
+    # ------------------------------------------------------------------------------ from the cache
+
+    def _from_cache(self) -> Plan | None:
+        """Return the plan of the stored pylock if uv's cache has all of it, by address and hash."""
+        members = {p.name for p in self.environment.packages} & {*FAMILY_MEMBERS}
+        if self.question.reinstall and members - self.pins.keys():
+            # They would have to follow, and the lock doesn't say to what.
+            return None
+        with tempfile.TemporaryDirectory(prefix="torchenv-") as folder:
+            file = Path(folder, "pylock.toml")
+            file.write_text(self.stored, encoding="utf-8")
+            completed = self._run(
+                [
+                    "pip",
+                    "install",
+                    "--dry-run",
+                    "--output-format=json",
+                    "--offline",
+                    "--no-deps",
+                    "--preview-features=pylock",
+                    f"--python={self.python}",
+                    f"--requirements={file}",
+                    *(f"--reinstall-package={name}" for name in self.question.reinstall),
+                ],
+                source=self.index,
+            )
+        if completed.returncode != 0:
+            return None
+        changes = self._changes(completed)
+        if broken_by(changes, self.environment):
+            return None
+        lock = lock_of(self.stored, [change.name for change in changes])
+        packages = read_lock(lock)
+        cached = cached_packages(self.uv, self.python, lock, packages, self.cancellation)
+        if any(package.name not in cached for package in packages):
+            return None
+        self._check_replaceable(changes)
+        if any(change.name == "torch" and change.before for change in changes):
+            changes += self._orphans(changes, tuple(self.pins))
+        downloads = tuple(
+            Download(
+                name=package.name,
+                version=package.version,
+                size_bytes=package.size_bytes,
+                cached=True,
+            )
+            for package in packages
+        )
+        return self._plan(self.index, changes, downloads, lock)
+
     # ---------------------------------------------------------------------------- from elsewhere
 
     def offers(self) -> tuple[Plan, ...]:
         """Return plans from wheel folders, then from PyPI's own wheel, that fit the choice."""
-        if self.index.kind == "mirror":
-            # Who names a mirror wants what is on it, and never PyPI's build in its place.
+        if self.index.kind == "mirror" or self.pins:
+            # Who names a mirror wants what is on it, and never PyPI's build in its place; and who
+            # has a lock wants the build that is locked.
             return tuple(self._folder_offers())
         return (*self._folder_offers(), *self._pypi_offers())
 
@@ -552,7 +627,7 @@ class _Planner:
         for folder in wheel_folders(prefix=self.environment.prefix, directory=directory):
             offer = wheels_in(
                 folder,
-                self.request,
+                self.wanted,
                 self.backend,
                 self.environment.interpreter,
                 also=sorted(installed) if self.question.reinstall else (),
@@ -614,7 +689,11 @@ class _Planner:
         attempts: Sequence[tuple[str, ...]] = ((), ("--offline",)),
     ) -> Plan | None:
         question = ask(
-            self.request, self.environment, self.backend, exclusion=self.exclusion, pins=pins
+            self.request,
+            self.environment,
+            self.backend,
+            exclusion=self.exclusion,
+            pins={**self.pins, **pins},
         )
         # What is not in the folder may be in uv's cache, where PyPI is away as well.
         for options in attempts:

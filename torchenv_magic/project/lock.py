@@ -7,6 +7,7 @@ everything that would make an installer run code are refused.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
     "lock_to_json",
     "packages_from_json",
     "pylock_of",
+    "pylock_text",
     "read_lock",
 ]
 
@@ -228,6 +230,31 @@ def pylock_of(target: LockTarget, locked: LockedBackend) -> dict[str, Any]:
             for package in locked.packages
         ],
     }
+
+
+def pylock_text(target: LockTarget, locked: LockedBackend) -> str:
+    """Return the pylock.toml of one backend, laid out as uv writes one."""
+    table = pylock_of(target, locked)
+    # What JSON writes as a string is one in TOML too, and these are printable and in ASCII.
+    lines = [
+        f"{key} = {json.dumps(table[key])}"
+        for key in ("lock-version", "created-by", "requires-python")
+    ]
+    for package in locked.packages:
+        wheels = [
+            f"{{ url = {json.dumps(wheel.url)}, "
+            f"{'' if wheel.size is None else f'size = {wheel.size}, '}"
+            f'hashes = {{ sha256 = "{wheel.sha256}" }} }}'
+            for wheel in package.wheels
+        ]
+        lines += [
+            "",
+            "[[packages]]",
+            f"name = {json.dumps(package.name)}",
+            f"version = {json.dumps(package.version)}",
+            f"wheels = [{', '.join(wheels)}]",
+        ]
+    return "\n".join([*lines, ""])
 
 
 # ---------------------------------------------------------------------------------------- reading
