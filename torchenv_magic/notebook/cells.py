@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from torchenv_magic.notebook.front_end import FrontEnd
+from torchenv_magic.project.notebook_cells import (
+    VERIFICATION_SOURCE,
+    VERIFICATION_TAG,
+    is_verification_cell,
+    is_verification_source,
+)
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -24,9 +30,6 @@ __all__ = [
     "place_verification_cell",
     "remember_placed",
 ]
-
-VERIFICATION_SOURCE = "%load_ext torchenv_magic\n%torchenv verify"
-VERIFICATION_TAG = "torchenv-verify"
 
 LARGEST_NOTEBOOK_BYTES = 32 * 1024 * 1024
 """A larger notebook is not read: parsing it would hold up the cell by a second and more."""
@@ -54,27 +57,6 @@ def has_verification_cell(notebook_path: Path | None) -> bool:
         return False
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     return isinstance(cells, list) and any(map(is_verification_cell, cells))
-
-
-def is_verification_cell(cell: object) -> bool:
-    """Return whether a cell in nbformat's JSON form is the verification cell."""
-    if not isinstance(cell, dict) or cell.get("cell_type") != "code":
-        return False
-    metadata = cell.get("metadata")
-    tags = metadata.get("tags") if isinstance(metadata, dict) else None
-    if isinstance(tags, list) and VERIFICATION_TAG in tags:
-        return True
-    source = cell.get("source", "")
-    if isinstance(source, list):
-        source = "".join(line for line in source if isinstance(line, str))
-    return isinstance(source, str) and is_verification_source(source)
-
-
-def is_verification_source(source: str) -> bool:
-    """Return whether that is what stands in the verification cell."""
-    return [line.strip() for line in source.splitlines() if line.strip()] == [
-        line.strip() for line in VERIFICATION_SOURCE.splitlines()
-    ]
 
 
 def has_code_below(shell: InteractiveShell, source: str) -> bool:
