@@ -170,18 +170,6 @@ def quickstart() -> nbformat.NotebookNode:
     return nbformat.reads(text, as_version=nbformat.NO_CONVERT)
 
 
-def test_the_quickstart_is_a_valid_notebook_of_format_4_5(
-    quickstart: nbformat.NotebookNode,
-) -> None:
-    nbformat.validate(quickstart)
-    assert (quickstart.nbformat, quickstart.nbformat_minor) == (4, 5)
-
-
-def test_the_quickstart_is_kept_without_outputs(quickstart: nbformat.NotebookNode) -> None:
-    code = [cell for cell in quickstart.cells if cell.cell_type == "code"]
-    assert [(cell.execution_count, cell.outputs) for cell in code] == [(None, [])] * len(code)
-
-
 def test_the_quickstart_opens_the_picker_and_holds_one_verification_cell(
     quickstart: nbformat.NotebookNode,
 ) -> None:
