@@ -14,13 +14,16 @@ import pytest
 from tests.kernels import PROJECT_ROOT, SECONDS, Kernel
 from torchenv_magic.notebook.cells import VERIFICATION_SOURCE, VERIFICATION_TAG
 from torchenv_magic.notebook.plugin import (
+    HELLO_SECONDS,
     OUTPUT_MIME,
     TARGET,
     Client,
     choose_client,
     restart_order,
+    store_order,
     switch_order,
 )
+from torchenv_magic.project.lock import METADATA_KEY
 
 PLUGIN = PROJECT_ROOT / "labextension" / "static" / "plugin.js"
 
@@ -40,7 +43,21 @@ conversation = Conversation(
 )
 process.between_cells(conversation.begin);
 """
+# The same for an order that the kernel outlives.
+ASK_TO_STORE = """\
+import pathlib
+from torchenv_magic.notebook.front_end import read_front_end
+from torchenv_magic.notebook.restart import Restart
+outcome = pathlib.Path({outcome!r})
+Restart(get_ipython(), read_front_end(get_ipython())).store(
+    "torchenv", {{"schema": 1}}, display_id="out-1",
+    on_done=lambda: outcome.write_text("stored"), on_failure=outcome.write_text,
+)
+"""
 SESSION = "read_front_end(get_ipython()).session"
+
+
+SWITCH = switch_order("k", output=None, cell=None, after={})
 
 
 def client(name: str, *, holds: bool = False, writable: bool = True) -> Client:
@@ -73,6 +90,19 @@ def test_what_is_no_hello_of_this_protocol_is_nobody(data: object) -> None:
     assert Client.from_hello(data) is None
 
 
+def test_a_plugin_that_names_no_orders_knows_those_of_the_first() -> None:
+    hello = {"event": "hello", "protocol": 1, "client": "a", "writable": True}
+    first = Client.from_hello(hello)
+    assert first is not None
+    assert first.orders == {"restart", "switch"}
+    newer = Client.from_hello({**hello, "orders": ["restart", "store", "sing", 5]})
+    assert newer is not None
+    assert newer.orders == {"restart", "store", "sing"}
+    assert choose_client("a", [first], event="store") is None
+    assert choose_client("a", [newer], event="store") == newer
+    assert choose_client("a", [newer], event="switch") is None
+
+
 def test_both_halves_use_the_same_words() -> None:
     """The plugin is JavaScript: its constants are compared as they stand in the file."""
     text = PLUGIN.read_text(encoding="utf-8")
@@ -80,8 +110,14 @@ def test_both_halves_use_the_same_words() -> None:
     assert f"const OUTPUT_MIME = '{OUTPUT_MIME}';" in text
     assert "const PROTOCOL = 1;" in text
     order = restart_order(output="o", cell=None, after={})
-    for name in (*order, *switch_order("k", output=None, cell=None, after={})):
+    for name in (*order, *SWITCH):
         assert f"order.{name}" in text
+    store = store_order("torchenv", {}, output=None)
+    for name in store:
+        assert name == "output" or f"order.{name}" in text
+    assert f"const METADATA_KEY = '{METADATA_KEY}';" in text
+    events = [str(each["event"]) for each in (order, SWITCH, store)]
+    assert f"const ORDERS = [{', '.join(map(repr, events))}];" in text
     assert order["verification"] == {"source": VERIFICATION_SOURCE, "tag": VERIFICATION_TAG}
 
 
@@ -229,6 +265,54 @@ def test_what_strangers_open_on_the_target_fails_nothing(kernel: Kernel, tmp_pat
     page.open(event="failed", request="another", reason="no")
     page.hello(offer["comm_id"])
     assert page.order()["client"] == page.name
+    assert not (tmp_path / "outcome").exists()
+
+
+# ------------------------------------------------------------------- an order that is outlived
+
+
+def ask_to_store(kernel: Kernel, outcome: Path) -> None:
+    """Ask as a notebook does: its cells have ids."""
+    kernel.send(ASK_TO_STORE.format(outcome=str(outcome)), cell_id="cell-1")
+
+
+def test_a_page_stores_what_it_is_given_and_the_kernel_goes_on(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    page = Page(kernel)
+    ask_to_store(kernel, tmp_path / "outcome")
+    offer = page.offer()
+    page.hello(offer["comm_id"], orders=["restart", "switch", "store"])
+    order = page.order()
+    assert order["event"] == "store"
+    assert (order["key"], order["value"]) == ("torchenv", {"schema": 1})
+    page.send(offer["comm_id"], event="accepted")
+    page.send(offer["comm_id"], event="done")
+    assert outcome_of(tmp_path / "outcome") == "stored"
+    kernel.wait_for(lambda each: each["msg_type"] == "comm_close")
+
+
+def test_an_older_plugin_is_not_asked_for_what_it_does_not_know(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    page = Page(kernel)
+    ask_to_store(kernel, tmp_path / "outcome")
+    page.hello(page.offer()["comm_id"])
+    reason = "the server has an older plugin, which can't do that yet"
+    assert outcome_of(tmp_path / "outcome") == reason
+    assert page.orders() == []
+
+
+def test_cells_that_run_before_the_page_is_heard_are_no_silence_of_the_page(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """In Run All, what a page says waits behind the cells: longer than silence is taken for."""
+    page = Page(kernel)
+    ask_to_store(kernel, tmp_path / "outcome")
+    kernel.send(f"import time; time.sleep({HELLO_SECONDS} + 0.2)")
+    offer = page.offer()
+    page.hello(offer["comm_id"], orders=["store"])
+    assert page.order()["event"] == "store"
     assert not (tmp_path / "outcome").exists()
 
 

@@ -1,5 +1,6 @@
 // What JupyterLab 4 and Notebook 7 do for torchenv_magic: restart the kernel by their own session,
-// place and run the verification cell, and open the picker from the menu and the toolbar.
+// place and run the verification cell, keep a lock in the notebook's metadata, and open the picker
+// from the menu and the toolbar.
 //
 // The kernel speaks first. It opens a comm to the target below and says which request it is; every
 // client of that kernel answers with who it is; the kernel picks one, and only that one acts. The
@@ -39,9 +40,21 @@
  * @property {string | null} cell The id of its cell, where the kernel knows it.
  * @property {Record<string, string>} after What stands in that output once the kernel is another.
  * @property {{ source: string, tag: string }} verification
+ *
+ * @typedef {object} StoreRequest
+ * @property {'store'} event
+ * @property {string} request
+ * @property {string} client
+ * @property {string} output The id of the output that asked.
+ * @property {string} key Of the notebook's metadata.
+ * @property {any} value JSON.
  */
 
 const PROTOCOL = 1;
+// What this plugin can be told to do; its kernels may be newer.
+const ORDERS = ['restart', 'switch', 'store'];
+// Whatever runs in a kernel can send orders: no other key of a notebook is theirs.
+const METADATA_KEY = 'torchenv';
 const TARGET = 'torchenv-magic';
 const OUTPUT_MIME = 'application/vnd.torchenv-magic.output+json';
 const WIDGET_MIME = 'application/vnd.jupyter.widget-view+json';
@@ -169,6 +182,14 @@ function greet(panel, kernel, comm, offer, modules) {
       void change(panel, kernel, comm, order, modules).catch(reason =>
         refuse(kernel, order, reason)
       );
+    } else if (order.event === 'store') {
+      comm.send({ event: 'accepted' });
+      try {
+        store(panel, order);
+        comm.send({ event: 'done' });
+      } catch (reason) {
+        refuse(kernel, order, reason);
+      }
     }
   };
   comm.send({
@@ -176,12 +197,30 @@ function greet(panel, kernel, comm, offer, modules) {
     protocol: PROTOCOL,
     client: kernel.clientId,
     holds: findOutput(panel, offer.output) !== null,
-    writable: panel.content.model?.readOnly === false
+    writable: panel.content.model?.readOnly === false,
+    orders: ORDERS
   });
 }
 
 /**
- * Tell the kernel that lives on why it was not restarted.
+ * Set a key of the notebook's metadata, as its property inspector does: the person saves it.
+ *
+ * @param {NotebookPanel} panel
+ * @param {StoreRequest} order
+ */
+function store(panel, order) {
+  const { model } = panel.content;
+  if (panel.isDisposed || model === null || model.readOnly) {
+    throw new Error("the notebook can't be written to");
+  }
+  if (order.key !== METADATA_KEY) {
+    throw new Error(`metadata.${order.key} is not the plugin's to set`);
+  }
+  model.sharedModel.transact(() => model.sharedModel.setMetadata(order.key, order.value));
+}
+
+/**
+ * Tell the kernel that lives on why it was not done.
  *
  * @param {IKernelConnection} kernel
  * @param {{ request: string }} order

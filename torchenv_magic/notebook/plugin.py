@@ -5,13 +5,16 @@ every client of the kernel gets:
 
 ```
 kernel  → clients   (open) {protocol, request, output}         who is there?
-clients → kernel    {event: hello, client, holds, writable}    or comm_close: there is no plugin
-kernel  → clients   {event: restart | switch, client, …}       only the named client acts
+clients → kernel    {event: hello, client, holds, writable,    or comm_close: there is no plugin
+                     orders}
+kernel  → clients   {event: restart | switch | store, …}       only the named client acts
 client  → kernel    {event: accepted}                          at once; the rest it does unasked
+client  → kernel    {event: done}                              of `store`, which no kernel ends with
 client  → kernel    (a new comm) {event: failed, request, reason}
 ```
 
-A page that was loaded again is another client, and two tabs are two: hence the names.
+A page that was loaded again is another client, and two tabs are two: hence the names. The plugin is
+the server's and may be older than this package: `orders` are those that it knows.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ __all__ = [
     "Order",
     "choose_client",
     "restart_order",
+    "store_order",
     "switch_order",
 ]
 
@@ -50,6 +54,11 @@ where the notebook was closed, and then nobody waits for this either."""
 ACCEPTED_SECONDS = 5.0
 DONE_SECONDS = 120.0
 """A server waits for a kernel for 60 s itself."""
+STORED_SECONDS = 10.0
+"""Nobody waits for a page's model: it is there."""
+
+# What the first plugin does, whose hello names no orders.
+_FIRST_ORDERS = frozenset({"restart", "switch"})
 
 Order = Mapping[str, object]
 
@@ -64,6 +73,8 @@ class Client:
     holds: bool
     """Whether the output that asked is in its notebook."""
     writable: bool
+    orders: frozenset[str] = _FIRST_ORDERS
+    """What it can be told to do."""
 
     @classmethod
     def from_hello(cls, data: object) -> Client | None:
@@ -72,19 +83,31 @@ class Client:
             return None
         if data.get("protocol") != PROTOCOL or not isinstance(data.get("client"), str):
             return None
+        orders = data.get("orders")
         return cls(
             id=data["client"],
             holds=data.get("holds") is True,
             writable=data.get("writable") is True,
+            orders=frozenset(each for each in orders if isinstance(each, str))
+            if isinstance(orders, list)
+            else _FIRST_ORDERS,
         )
 
+    def obstacle(self, event: str) -> str:
+        """Return why it can't do that; empty where it can."""
+        if event not in self.orders:
+            return "the server has an older plugin, which can't do that yet"
+        return "" if self.writable else "the notebook can't be written to"
 
-def choose_client(asked: str | None, clients: Iterable[Client]) -> Client | None:
+
+def choose_client(
+    asked: str | None, clients: Iterable[Client], *, event: str = "restart"
+) -> Client | None:
     """Return the client that is to act: the one that asked, else one that shows the same output.
 
     The one that asked is gone where its page was closed or loaded again since.
     """
-    able = [client for client in clients if client.writable]
+    able = [client for client in clients if not client.obstacle(event)]
     for client in able:
         if client.id == asked:
             return client
@@ -119,6 +142,14 @@ def switch_order(
     }
 
 
+def store_order(key: str, value: object, *, output: str | None) -> Order:
+    """Return the order to set `key` of the notebook's metadata, in the page and not in the file.
+
+    What a person has not saved stays as it is, and so does the decision when to save.
+    """
+    return {"event": "store", "output": output or "", "key": key, "value": value}
+
+
 class Loop(Protocol):
     """The kernel's main thread, as a conversation needs it."""
 
@@ -128,12 +159,16 @@ class Loop(Protocol):
     def after(self, seconds: float, function: Callable[[], object]) -> None:
         """Call `function` there later; from the main thread."""
 
+    def cells_run(self) -> int:
+        """Return how many cells the kernel has run."""
+
 
 class Conversation:
     """One order, given to one client. All of it runs in the kernel's main thread, between cells.
 
-    `on_failure` is called once, with the reason, where nobody takes the order or it fails; where
-    all goes well the kernel ends, or the notebook leaves it.
+    `on_failure` is called once, with the reason, where nobody takes the order or it fails. Where
+    all goes well the kernel ends, or the notebook leaves it; for an order that the kernel outlives
+    `on_done` is called: then cells may run meanwhile, and what a page says waits behind them.
     """
 
     def __init__(
@@ -143,8 +178,11 @@ class Conversation:
         asked: str | None,
         loop: Loop,
         on_failure: Callable[[str], None],
+        on_done: Callable[[], None] | None = None,
     ) -> None:
         self._order = order
+        self._event = str(order["event"])
+        self._on_done = on_done
         self._asked = asked
         self._loop = loop
         self._on_failure = on_failure
@@ -176,7 +214,21 @@ class Conversation:
             return
         self._comm.on_msg(self._on_message)
         self._comm.on_close(self._on_close)
-        self._loop.after(HELLO_SECONDS, lambda: self._decide("the front end has no plugin"))
+        self._expect(HELLO_SECONDS, lambda: self._decide("the front end has no plugin"))
+
+    def _expect(self, seconds: float, otherwise: Callable[[], None]) -> None:
+        """Call `otherwise` later, where what was to be heard could have been heard by then."""
+        before = self._loop.cells_run()
+
+        def look() -> None:
+            if self._over:
+                return
+            if self._on_done is not None and self._loop.cells_run() != before:
+                self._expect(seconds, otherwise)
+            else:
+                otherwise()
+
+        self._loop.after(seconds, look)
 
     # Messages come in a thread of their own where the front end uses subshells (ipykernel 7).
 
@@ -205,12 +257,17 @@ class Conversation:
         if isinstance(data, dict) and data.get("event") == "accepted":
             self._accepted = True
             return
+        if isinstance(data, dict) and data.get("event") == "done":
+            if self._on_done is not None and self._chosen is not None and not self._over:
+                self._end()
+                self._on_done()
+            return
         client = Client.from_hello(data)
         if client is None or self._chosen is not None:
             return
         self._clients.append(client)
         if client.id == self._asked:
-            self._decide("the notebook can't be written to")
+            self._decide(client.obstacle(self._event))
 
     def _heard_no(self, session: object) -> None:
         if session == self._asked and self._chosen is None:
@@ -219,7 +276,7 @@ class Conversation:
     def _decide(self, otherwise: str) -> None:
         if self._over or self._chosen is not None:
             return
-        self._chosen = choose_client(self._asked, self._clients)
+        self._chosen = choose_client(self._asked, self._clients, event=self._event)
         if self._chosen is None:
             self._fail(otherwise)
             return
@@ -228,9 +285,11 @@ class Conversation:
         # A comm that is left open is closed as the kernel ends, and a page that has let go of the
         # old kernel by then complains of it. Who was ordered sees the kernel end anyhow.
         self._comm._closed = True  # noqa: SLF001
-        self._loop.after(ACCEPTED_SECONDS, self._expect_accepted)
-        # Either order ends this kernel, a switch too: the server shuts down the one that was left.
-        self._loop.after(DONE_SECONDS, lambda: self._fail("the front end took too long"))
+        self._expect(ACCEPTED_SECONDS, self._expect_accepted)
+        # A restart ends this kernel, and so does a switch: the server shuts down the one that was
+        # left.
+        seconds = DONE_SECONDS if self._on_done is None else STORED_SECONDS
+        self._expect(seconds, lambda: self._fail("the front end took too long"))
 
     def _expect_accepted(self) -> None:
         if not self._accepted:
@@ -239,13 +298,16 @@ class Conversation:
     def _fail(self, reason: str) -> None:
         if self._over:
             return
+        self._end()
+        self._on_failure(reason)
+
+    def _end(self) -> None:
         self._over = True
         if self._comm is not None:
-            # Said to those who listen: what they were ordered is withdrawn. A front end that has
-            # closed it already would complain of it.
+            # Said to those who listen: what they were ordered is done, or withdrawn. A front end
+            # that has closed it already would complain of it.
             self._comm._closed = not self._clients  # noqa: SLF001
             with contextlib.suppress(Exception):
                 self._comm.close()
             with contextlib.suppress(KeyError):
                 self._manager.unregister_comm(self._comm)
-        self._on_failure(reason)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from torchenv_magic.errors import RestartError
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
 from torchenv_magic.notebook.own_server import Server, find_owner, server_candidates
-from torchenv_magic.notebook.plugin import Conversation, restart_order, switch_order
+from torchenv_magic.notebook.plugin import Conversation, restart_order, store_order, switch_order
 from torchenv_magic.notebook.re_exec import (
     end_child_processes,
     launch_environment,
@@ -315,6 +315,32 @@ class Restart:
 
         self._process.between_cells(begin)
 
+    def store(
+        self,
+        key: str,
+        value: object,
+        *,
+        display_id: str,
+        on_done: Callable[[], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        """Set `key` of the notebook's metadata in its page, as soon as no cell runs.
+
+        Nothing is saved, and this kernel lives on. One of `on_done` and `on_failure`, which gets
+        the reason, is called in the main thread between two cells.
+        """
+        if self.front_end.kind != "jupyter" or not self._process.has_loop:
+            on_failure("only JupyterLab and Notebook have the plugin")
+            return
+        conversation = Conversation(
+            store_order(key, value, output=display_id),
+            asked=self.front_end.session,
+            loop=self._process,
+            on_failure=on_failure,
+            on_done=on_done,
+        )
+        self._process.between_cells(conversation.begin)
+
     def between_cells(self, function: Callable[[], object]) -> None:
         """Call `function` in the kernel's main thread while no cell runs; from any thread."""
         self._process.between_cells(function)
@@ -401,6 +427,10 @@ class _KernelProcess:
         """Call `function` in the main thread later; for that thread."""
         if self._loop is not None:
             self._loop.call_later(seconds, function)
+
+    def cells_run(self) -> int:
+        """Return how many cells the kernel has run."""
+        return self._shell.execution_count
 
     def is_busy(self) -> bool:
         """Return whether a cell ended whose reply is still to be sent: the loop runs meanwhile."""
