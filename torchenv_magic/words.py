@@ -570,10 +570,13 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
     _add_what(word, usage, add, notebook=notebook)
     _add_own(word, usage, add)
     if word in _FETCHING:
-        usage += ["[--index-base URL]", "[--find-links DIR]"]
+        usage.append("[--index-base URL]")
         add("--index-base", metavar="URL",
             help="a mirror of the PyTorch index: what stands before /cu126 (default: "
             "TORCHENV_INDEX_BASE, else the configuration, else the PyTorch index)")  # fmt: skip
+    # A lock names addresses, which a folder of one machine has none of.
+    if word in _FETCHING and word != "lock":
+        usage.append("[--find-links DIR]")
         add(
             "--find-links",
             metavar="DIR",

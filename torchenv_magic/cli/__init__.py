@@ -100,7 +100,7 @@ def _run(texts: Sequence[str]) -> int:
         return 0
     except TorchEnvError as error:
         if words is not None:
-            if words.word in ("install", "undo"):
+            if words.word in ("install", "restore", "undo"):
                 _say_what_stands(error, words)
             aim_error(error, words)
         if "--json" in texts:

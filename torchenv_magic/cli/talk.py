@@ -39,7 +39,19 @@ FAILED = 1
 _DETAIL_LINES = 40
 
 # Their stderr is read by programs too: a JSON object a line, events and at most one error.
-EVENTFUL = frozenset({"plan", "install", "undo", "new-kernel", "download", "layer", "prefetch"})
+EVENTFUL = frozenset(
+    {
+        "plan",
+        "install",
+        "undo",
+        "lock",
+        "restore",
+        "new-kernel",
+        "download",
+        "layer",
+        "prefetch",
+    }
+)
 
 
 def speaks_json(texts: Sequence[str]) -> bool:

@@ -38,7 +38,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["choose_locked", "make_restore_plan", "restore_request"]
+__all__ = ["UnknownServerError", "choose_locked", "make_restore_plan", "restore_request"]
+
+
+class UnknownServerError(LockError):
+    """The lock names a server that nothing here does; with consent the same file comes from here."""
+
+    code = "lock-server"
 
 
 def restore_request(lock: NotebookLock, backend: Backend | None = None) -> Request:
@@ -110,6 +116,8 @@ def make_restore_plan(
 
     Raises
     ------
+    UnknownServerError
+        The lock names servers that nothing here does, and `consent` is not given.
     LockError
         What is locked can't be had here, or is not what the index has.
     IndexUnreachableError
@@ -272,7 +280,7 @@ def _check_hosts(wheels: dict[str, _Wheel], locked: LockedBackend, sites: Sites)
             continue
         for host in (each.host for each in package.wheels):
             if host not in known and not is_pytorchs(host):
-                raise LockError(
+                raise UnknownServerError(
                     f"The notebook's lock has {name} from `{host}`, which nothing here names",
                     hint="`%torchenv restore --yes` takes the same file, by its hash, from this "
                     "machine's own index",
