@@ -73,6 +73,19 @@ class UnixUser:
                 continue
         return found
 
+    def preinstalls(self) -> list[Path]:
+        """Return the folders in which this person's preinstalls tell how they stand, newest last.
+
+        They lie where all users' lie, and those of others may go at any moment.
+        """
+        found = []
+        for folder in Path(tempfile.gettempdir()).glob("torchenv-preinstall-*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = folder.stat()
+                if status.st_uid == self.uid:
+                    found.append((status.st_ctime_ns, folder))
+        return [folder for _, folder in sorted(found)]
+
     def kernel_connection(self, kernel_id: str) -> Path:
         """Return the file by which a kernel of this person's server is spoken to."""
         return self.home / f".local/share/jupyter/runtime/kernel-{kernel_id}.json"
@@ -205,6 +218,9 @@ def _remove(user: UnixUser) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.05)
+    # The number is given out again, and the next one of it must not find this one's.
+    for folder in user.preinstalls():
+        shutil.rmtree(folder, ignore_errors=True)
     _run("userdel", user.name)
 
 

@@ -7,7 +7,6 @@ import http.cookiejar
 import json
 import re
 import shutil
-import tempfile
 import threading
 import time
 import urllib.error
@@ -399,18 +398,15 @@ def _assert_first_cell(hub: Hub, address: str, person: UnixUser) -> None:
 def _is_installing(person: UnixUser) -> bool:
     try:
         return _record_of(person).status == "running"
-    except (ValueError, AssertionError):  # it hasn't begun
+    except AssertionError:  # it hasn't begun
         return False
 
 
 def _record_of(person: UnixUser) -> Record:
     """Return how this person's last preinstall stands, wherever its server is by now."""
-    folders = [
-        folder
-        for folder in Path(tempfile.gettempdir()).glob("torchenv-preinstall-*")
-        if folder.stat().st_uid == person.uid
-    ]
-    record = read_record(max(folders, key=lambda folder: folder.stat().st_ctime))
+    folders = person.preinstalls()
+    assert folders
+    record = read_record(folders[-1])
     assert record is not None
     return record
 
