@@ -59,8 +59,11 @@ def test_nothing_is_the_picker_in_a_notebook() -> None:
 
 @pytest.mark.parametrize("word", words_of(notebook=True))
 def test_each_word_stands_alone(word: str) -> None:
-    words = in_notebook(f"{word} mine" if word == "new-kernel" else word)
-    assert (words.word, words.request) == (word, Request())
+    line = {"new-kernel": "new-kernel mine", "export": "export index"}.get(word, word)
+    words = in_notebook(line)
+    # What is locked and exported is what is there, unless something is named.
+    expected = Request(requirements=()) if word in ("lock", "export") else Request()
+    assert (words.word, words.request, words.notebooks) == (word, expected, ())
     assert (words.yes, words.restart, words.json, words.python) == (False, None, False, None)
 
 
@@ -176,7 +179,7 @@ def test_an_unknown_word_is_refused_with_the_likely_one(line: str, instead: str)
     assert refusal(line) == (
         f"`{first}` is not a word of `%torchenv`\n\n"
         f"hint: did you mean `{instead}`? the words are status, list, plan, install, verify, "
-        "doctor, undo, history, new-kernel"
+        "doctor, undo, history, lock, restore, export, new-kernel"
     )
 
 
@@ -184,8 +187,109 @@ def test_an_unknown_word_that_is_like_none_is_refused_with_all() -> None:
     assert refusal("frobnicate", notebook=False) == (
         "`frobnicate` is not a word of `torchenv`\n\n"
         "hint: the words are status, list, plan, install, verify, doctor, undo, history, "
-        "new-kernel, download, preinstall, layer, prefetch, detect, select"
+        "lock, restore, export, new-kernel, download, preinstall, layer, prefetch, notebook, "
+        "detect, select"
     )
+
+
+# ------------------------------------------------------------------------------- about notebooks
+
+
+@pytest.mark.parametrize(
+    ("line", "notebooks", "backends", "requirements"),
+    [
+        ("lock a.ipynb", ["a.ipynb"], [], ()),
+        ("lock a.ipynb cpu cu126", ["a.ipynb"], ["cpu", "cu126"], ()),
+        ("lock auto torchvision a.ipynb", ["a.ipynb"], [None], ("torch", "torchvision")),
+        ("lock A.IPYNB torch>=2 cpu cpu", ["A.IPYNB"], ["cpu"], ("torch>=2",)),
+        ("export script a.ipynb cpu", ["a.ipynb"], ["cpu"], ()),
+        ("export index", [], [], ()),
+        ("notebook add a.ipynb", ["a.ipynb"], [], ("torch",)),
+        ("notebook check a.ipynb b.ipynb", ["a.ipynb", "b.ipynb"], [], ("torch",)),
+    ],
+)
+def test_a_file_is_told_from_backends_and_requirements(
+    line: str, notebooks: list[str], backends: list[str | None], requirements: tuple[str, ...]
+) -> None:
+    words = in_terminal(line)
+    assert words.notebooks == tuple(map(Path, notebooks))
+    assert [None if each is None else str(each) for each in words.backends] == backends
+    assert words.request.requirements == requirements
+
+
+def test_a_restore_takes_one_backend_and_the_options_of_an_install() -> None:
+    words = in_terminal("restore a.ipynb cu126 --yes --json --python .venv --find-links w")
+    assert words.request == Request(backend=Backend.parse("cu126"))
+    assert (words.yes, words.json, words.python) == (True, True, Path(".venv"))
+    assert words.find_links == ("w",)
+    assert in_notebook("restore --restart=never").restart == "never"
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        (
+            "lock",
+            "`torchenv lock` needs a NOTEBOOK",
+            "name its file, which ends in `.ipynb`",
+        ),
+        (
+            "restore a.py",
+            "`torchenv restore` needs a NOTEBOOK",
+            "name its file, which ends in `.ipynb`",
+        ),
+        (
+            "restore a.ipynb torchvision",
+            "`torchenv restore` takes no `torchvision`",
+            "`torchenv restore -h` shows how it is written",
+        ),
+        (
+            "restore a.ipynb cpu cu126",
+            "`cpu` and `cu126` are two backends, and an environment has one",
+            "name one of them",
+        ),
+        (
+            "lock a.ipynb b.ipynb",
+            "`torchenv lock` takes no `b.ipynb`",
+            "`torchenv lock -h` shows how it is written",
+        ),
+        (
+            "lock a.ipynb --find-links w",
+            "`--find-links` is not an option of `torchenv lock`",
+            "`torchenv lock -h` shows how it is written",
+        ),
+        (
+            "lock a.ipynb --yes",
+            "`--yes` is not an option of `torchenv lock`",
+            "`torchenv lock -h` shows how it is written",
+        ),
+        (
+            "export scripts",
+            "`scripts` is nothing that `torchenv export` writes",
+            "did you mean `torchenv export script`? it is one of index, markers, extras, "
+            "requirements, script, dockerfile, command",
+        ),
+        (
+            "notebook ad a.ipynb",
+            "`ad` is nothing that `torchenv notebook` does",
+            "did you mean `torchenv notebook add`? it is one of add, check, remove",
+        ),
+        (
+            "notebook add",
+            "`torchenv notebook add` needs a NOTEBOOK",
+            "name its file, which ends in `.ipynb`",
+        ),
+        (
+            "notebook check a.ipynb cpu",
+            "`torchenv notebook check` takes no `cpu`",
+            "`torchenv notebook -h` shows how it is written",
+        ),
+    ],
+)
+def test_what_a_word_about_notebooks_does_not_take_is_refused(
+    line: str, message: str, hint: str
+) -> None:
+    assert refusal(line, notebook=False) == f"{message}\n\nhint: {hint}"
 
 
 # --------------------------------------------------------------------------------- bad requests
@@ -351,6 +455,9 @@ Pick, install and prove the right PyTorch build.
   %torchenv doctor      what is wrong with the installed PyTorch, and what cures it
   %torchenv undo        go back to what was there before the last install
   %torchenv history     what was installed here, when, by which line
+  %torchenv lock        keep in a notebook what is installed, for other machines too
+  %torchenv restore     install what a notebook's lock says, in this machine's build
+  %torchenv export      write what is used as a pyproject.toml, a script, a Dockerfile
   %torchenv new-kernel  make a kernel of your own, with PyTorch in it
 
 `%torchenv WORD -h` tells the rest.
@@ -447,6 +554,12 @@ def test_options_of_each_word() -> None:
         "--index-base", "--find-links", "--allow-sdist", "--yes", "--restart", "--help",
     )  # fmt: skip
     assert options_of("undo", notebook=True) == ("--yes", "--restart", "--help")
+    assert options_of("lock", notebook=True) == ("--index-base", "--yes", "--help")
+    assert options_of("lock", notebook=False) == ("--index-base", "--json", "--python", "--help")
+    assert options_of("restore", notebook=True) == (
+        "--index-base", "--find-links", "--yes", "--restart", "--help",
+    )  # fmt: skip
+    assert options_of("notebook", notebook=False) == ("--lock", "--json", "--help")
     assert options_of("status", notebook=True) == ("--refresh", "--help")
     assert options_of("select", notebook=False) == (
         "--backend", "--refresh", "--json", "--python", "--help",

@@ -87,7 +87,7 @@ _RESTARTING = ("install", "restore", "undo")
 
 EXPORT_FORMS = {
     "index": "pyproject.toml: one index for all platforms",
-    "markers": "pyproject.toml: an index for each platform, by environment markers",
+    "markers": "pyproject.toml: an index for each platform, by markers",
     "extras": "pyproject.toml: an extra for each backend, of which one is chosen",
     "requirements": "requirements.txt",
     "script": "PEP 723: a notebook for `juv run`, or a script for `uv run`",
@@ -144,8 +144,22 @@ _ASKED = """
   BACKEND      in uv's words: cpu, cu126, rocm7.2, xpu (default: auto, the best)
   REQUIREMENT  as pip writes it: torch==2.13.*, torchvision (torch is always in)"""
 
-_DETAILS = {"layer": _LAYER, "export": _EXPORT, "notebook": _NOTEBOOK}
-_ASKED_LATER = ("layer", "lock", "export", "notebook")
+_LOCK = """
+
+  BACKEND      a build to lock beside the one that is installed (default: each
+               that has its torch release)
+  REQUIREMENT  what is to be locked (default: what was asked for here last)"""
+_RESTORE = """
+
+  BACKEND      one of those that are locked (default: this machine's)"""
+_DETAILS = {
+    "layer": _LAYER,
+    "lock": _LOCK,
+    "restore": _RESTORE,
+    "export": _EXPORT,
+    "notebook": _NOTEBOOK,
+}
+_ASKED_LATER = ("layer", "export", "notebook")
 
 # What people write for a backend, right or nearly right; packages such as `cuda-python` are none.
 _LIKE_A_BACKEND = re.compile(
@@ -590,7 +604,8 @@ def _subparser(word: str, *, notebook: bool) -> _Parser:
             action="store_true",
             help="let torch be built from a source distribution, which runs its code",
         )
-    if word in _CONSENTING:
+    # In a terminal no page has the notebook open that is written.
+    if word in _CONSENTING and (notebook or word != "lock"):
         usage.append("[--yes]")
         add("--yes", action="store_true", help=_CONSENTING[word])
     if word in _RESTARTING and notebook:
@@ -636,7 +651,7 @@ def _add_what(word: str, usage: list[str], add: Any, *, notebook: bool) -> None:
         add("what", nargs="*", help=argparse.SUPPRESS)
     if word in ("lock", "restore", "export"):
         if word == "export":
-            usage.append(f"{{{','.join(EXPORT_FORMS)}}}")
+            usage.append("FORM")
             add("form", metavar="FORM", help=argparse.SUPPRESS)
         usage.append("[NOTEBOOK]" if notebook or word == "export" else "NOTEBOOK")
         usage.append("[BACKEND]" if word == "restore" else "[BACKEND ...] [REQUIREMENT ...]")

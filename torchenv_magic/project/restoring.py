@@ -42,7 +42,7 @@ __all__ = ["UnknownServerError", "choose_locked", "make_restore_plan", "restore_
 
 
 class UnknownServerError(LockError):
-    """The lock names a server that nothing here does; with consent the same file comes from here."""
+    """The lock names a server that nothing here does; consent takes the same file from here."""
 
     code = "lock-server"
 
