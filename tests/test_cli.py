@@ -606,7 +606,7 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
     stopped = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=SECONDS)
-    assert time.monotonic() - stopped < 4
+    assert time.monotonic() - stopped < 15
     assert process.returncode == 1
     assert errors.endswith("error: Cancelled; the environment is as it was\n")
     assert "Traceback" not in errors

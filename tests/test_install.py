@@ -412,8 +412,8 @@ def test_cancelled_while_it_resolves(target: Target) -> None:
         time.sleep(0.01)
     asked = time.monotonic()
     cancellation.cancel()
-    thread.join(10)
-    assert time.monotonic() - asked < 2
+    thread.join(30)
+    assert time.monotonic() - asked < 10
     assert [type(error) for error in errors] == [InstallCancelled]
     assert target.running() == []
     target.standin.rate = None
@@ -430,8 +430,8 @@ def test_cancelled_while_it_downloads(cold_target: Target) -> None:
     target.standin.wait_for(TORCH_WHEEL, sent=100_000)
     asked = time.monotonic()
     cancellation.cancel()
-    thread.join(10)
-    assert time.monotonic() - asked < 2
+    thread.join(30)
+    assert time.monotonic() - asked < 10
     assert [type(error) for error in errors] == [InstallCancelled]
     assert target.running() == []
     assert target.snapshot() == before

@@ -828,7 +828,7 @@ def test_https_on_loopback_needs_no_certificate_that_is_known() -> None:
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server):
         url = f"https://127.0.0.1:{server.server_port}/base/"
-        answer = ask(Server(url=url, token="secret"), "GET", "api", timeout=5)
+        answer = ask(Server(url=url, token="secret"), "GET", "api", timeout=30)
     assert (answer.status, answer.json()) == (200, {"path": "/base/api", "token": "token secret"})
 
 
@@ -854,7 +854,7 @@ def test_a_server_on_a_unix_socket_is_asked_there(tmp_path: Path) -> None:
     path = str(tmp_path / "jupyter.sock")
     with serving(UnixServer(path, Answers)):
         server = Server(url="http+unix://somewhere/base/", token="secret", socket_path=path)
-        answer = ask(server, "GET", "api", timeout=5)
+        answer = ask(server, "GET", "api", timeout=30)
     assert answer.json() == {"path": "/base/api", "token": "token secret"}
 
 

@@ -287,7 +287,7 @@ if sys.platform != "win32":
                     break
                 said += chunk
                 yield process, said.decode("utf-8", errors="replace")
-            process.wait(10)
+            process.wait(60)
         finally:
             process.kill()
             process.wait()

@@ -132,7 +132,7 @@ def test_interrupt_stops_uv_and_leaves_all_as_it_was(
     )
     assert shown(kernel, request) == ["Cancelled; the environment is as it was"]
     assert not uv_processes(manager)
-    assert took < 2
+    assert took < 10
     assert kernel.reply(queued)["status"] == "aborted"
     # What was linked for the switch is swept away in the background.
     kernel.run("[each.join() for each in threading.enumerate() if each.name == 'torchenv-sweep']")
@@ -182,7 +182,7 @@ def test_interrupt_while_nobody_answers(workplace: Workplace, started: Started) 
     pressed = time.monotonic()
     manager.interrupt_kernel()
     assert kernel.reply(request)["ename"] == "InstallCancelled"
-    assert time.monotonic() - pressed < 2
+    assert time.monotonic() - pressed < 10
     assert kernel.value("kept") == 1
 
 
@@ -223,7 +223,7 @@ def test_a_change_restarts_verifies_and_drops_what_is_queued(
         took.append(time.monotonic() - begun)
         [proof] = shown(kernel, again)
         assert proof.startswith("PyTorch works\n")
-    assert min(took) < 1
+    assert min(took) < 5
     assert workplace.standin.downloads() == ()
     assert kernel.value("kept") == 2
 

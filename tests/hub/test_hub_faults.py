@@ -231,7 +231,7 @@ def test_every_server_comes_up_whatever_became_of_its_install(scene: Scene) -> N
 
 
 def test_the_hub_answers_all_the_while(scene: Scene) -> None:
-    assert 0 < scene.slowest_answer < 5
+    assert 0 < scene.slowest_answer < 20
 
 
 @pytest.mark.parametrize(

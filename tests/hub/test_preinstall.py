@@ -332,7 +332,7 @@ def test_a_server_that_is_stopped_in_the_middle_goes_at_once_and_finds_its_torch
     hub: Hub, middle: Middle
 ) -> None:
     assert middle.deleted == 204
-    assert middle.seconds < 10
+    assert middle.seconds < 30
     _wait_until_done(middle.stopped)
     hub.ask("POST", f"users/{middle.stopped.name}/server")
     _assert_first_cell(hub, hub.wait_until_ready(middle.stopped.name), middle.stopped)
@@ -378,7 +378,7 @@ def _answering(hub: Hub) -> Iterator[None]:
         finally:
             ended.set()
         asking.result()
-    assert slowest < 5
+    assert slowest < 20
 
 
 @contextlib.contextmanager

