@@ -42,7 +42,7 @@ LISTS = frozenset({"warnings", "notes", "unchecked"})
 # Tables that are read by their keys, one sentence each.
 TABLES = {"notebook.restart": ("_PRESS", "_NEVER_RESTARTED")}
 # Exceptions whose text becomes a part of an error's.
-REASONS = frozenset({"AnswerError", "PageError", "ServerRefusedError"})
+REASONS = frozenset({"AnswerError", "PageError", "ServerRefusedError", "_UnfitError"})
 # Functions that are told why a rung failed.
 REPORTS = frozenset({"_decide", "_fail", "_next", "_report"})
 # Functions whose answer becomes a part of an error's text.

@@ -266,8 +266,10 @@ def test_a_restore_takes_one_backend_and_the_options_of_an_install() -> None:
         (
             "export scripts",
             "`scripts` is nothing that `torchenv export` writes",
-            "did you mean `torchenv export script`? it is one of index, markers, extras, "
-            "requirements, script, dockerfile, command",
+            (
+                "did you mean `torchenv export script`? it is one of index, markers, extras, "
+                "requirements, script, dockerfile, command"
+            ),
         ),
         (
             "notebook ad a.ipynb",

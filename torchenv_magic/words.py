@@ -88,7 +88,7 @@ _RESTARTING = ("install", "restore", "undo")
 EXPORT_FORMS = {
     "index": "pyproject.toml: one index for all platforms",
     "markers": "pyproject.toml: an index for each platform, by markers",
-    "extras": "pyproject.toml: an extra for each backend, of which one is chosen",
+    "extras": "pyproject.toml: an extra for each backend, one of them chosen",
     "requirements": "requirements.txt",
     "script": "PEP 723: a notebook for `juv run`, or a script for `uv run`",
     "dockerfile": "the lines of a Dockerfile",

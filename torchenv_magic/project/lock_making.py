@@ -84,6 +84,10 @@ class Made:
         return "\n".join([f"Locked {self.lock}.", *(f"{each}." for each in self.left_out)])
 
 
+class _UnfitError(Exception):
+    """A backend can't be locked; its text becomes the reason."""
+
+
 def lock_target(interpreter: Interpreter) -> LockTarget:
     """Return what wheels have to fit here, beside the accelerator."""
     platform = read_platform(environ=os.environ)
@@ -257,6 +261,8 @@ class _Making:
         self.on_event(Event(phase="resolve", message=f"Locking torch {self.release} for {backend}"))
         try:
             return self._locked(backend)
+        except _UnfitError as error:
+            left_out = LeftOut(backend=backend, reason=str(error))
         except TorchEnvError as error:
             left_out = LeftOut(backend=backend, reason=error.message)
         self.on_event(Event(phase="resolve", log=str(left_out)))
@@ -267,10 +273,10 @@ class _Making:
         answer = probe_index(source)
         if answer.state in ("refused", "unreachable"):
             verb = "has no torch for it" if answer.state == "refused" else "can't be reached"
-            raise LockError(f"{source} {verb} ({answer.detail})")
+            raise _UnfitError(f"{source} {verb} ({answer.detail})")
         for version in (f"{self.release}+{backend}", self.release):
             if answer.lacks_hashes(version):
-                raise LockError(f"{source} tells no hashes, without which a lock holds nothing")
+                raise _UnfitError(f"{source} tells no hashes, which a lock consists of")
         lock = self._compile(source, backend)
         packages = _packages(lock, backend, own_hosts(self.sites))
         _check_build(packages, backend, self.release)
@@ -326,12 +332,14 @@ class _Making:
 def _packages(
     lock: str, backend: Backend, plain_hosts: Collection[str]
 ) -> tuple[LockedPackage, ...]:
-    """Return the packages that uv locked, by the same rules by which the lock will be read.
+    """Return the packages that uv locked, read by the same rules by which the lock will be read.
 
     Raises
     ------
+    _UnfitError
+        One comes from a folder of this machine.
     LockError
-        One comes from a folder of this machine, or by http from nowhere that is set here.
+        One comes by http from a server that is not set here.
     """
     table: dict[str, Any] = tomllib.loads(lock)
     # One Python's; each reader has its own patch release.
@@ -339,7 +347,7 @@ def _packages(
     for entry in table.get("packages", []):
         for wheel in entry.get("wheels", []):
             if "path" in wheel or str(wheel.get("url", "")).startswith("file:"):
-                raise LockError(f"{entry.get('name')} comes from a folder of this machine")
+                raise _UnfitError(f"{entry.get('name')} comes from a folder of this machine")
             wheel.pop("upload-time", None)
     return packages_from_json(table, backend=backend, plain_hosts=plain_hosts)
 
@@ -349,13 +357,13 @@ def _check_build(packages: Iterable[LockedPackage], backend: Backend, release: s
 
     Raises
     ------
-    LockError
+    _UnfitError
     """
     members = {each.name: each.version for each in packages if each.name in FAMILY_MEMBERS}
     for name, version in members.items():
         build = backend_of_torch_version(version)
         # Wheels for macOS bear no build in their version.
         if build != backend and not (build is None and sys.platform == "darwin"):
-            raise LockError(f"{name} {version} is not a build for {backend}")
+            raise _UnfitError(f"{name} {version} is not a build for {backend}")
     if Version(members.get("torch", "0")).public != release:
-        raise LockError(f"torch {release} is not among what was asked for")
+        raise _UnfitError(f"torch {release} is not among what was asked for")
