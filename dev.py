@@ -7,7 +7,7 @@ python3 dev.py lint [NAME ...]          the static checks, or those: ruff, forma
 python3 dev.py lock [ARGUMENT ...]      compile requirements/*.txt anew (--upgrade moves the pins)
 python3 dev.py catalog [ARGUMENT ...]   make the catalog of builds from its facts (-h: what else)
 python3 dev.py picture                  make the pictures of the README from the real thing
-python3 dev.py docs [ARGUMENT ...]      make the site of docs/ in docs/_build; a warning is an error
+python3 dev.py docs [ARGUMENT ...]      make the site of docs/ in build/docs; a warning is an error
 
 `lab` works in `.venv-lab`, everything else in `.venv`. Each is made when it is missing, brought up
 to date when what it is made from has changed, and used as it is otherwise.
@@ -180,6 +180,8 @@ def test(arguments: Sequence[str]) -> int:
         words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
         # Where the time goes stands below each run.
         words += ["--durations", "25"]
+        # What a second run has mended is told with its reason. More than a few are no accident.
+        words += ["--rerun-show-tracebacks", "--max-suite-reruns", "5"]
     say("pytest", *words)
     return hand_over(
         [str(DEVELOPMENT.python), "-m", "pytest", *words],
@@ -234,13 +236,13 @@ def picture(arguments: Sequence[str]) -> int:
 
 def docs(arguments: Sequence[str]) -> int:
     prepare(DEVELOPMENT)
-    built = ROOT / "docs" / "_build"
+    built = ROOT / "build" / "docs"
     # A warning is a link that leads nowhere, mostly: it is an error, and all of them are told.
     options = ["--fail-on-warning", "--keep-going", "--quiet", "-d", str(built / "doctrees")]
     command = [str(DEVELOPMENT.python), "-m", "sphinx", *options, *arguments]
     status = call([*command, str(ROOT / "docs"), str(built / "html")], {})
     if not status:
-        say("made", "docs/_build/html/index.html")
+        say("made", "build/docs/html/index.html")
     return status
 
 
