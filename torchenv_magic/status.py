@@ -31,7 +31,15 @@ from torchenv_magic.state import state_directory
 if TYPE_CHECKING:
     from torchenv_magic.environment import Environment
 
-__all__ = ["Status", "read_repaired", "read_selection", "read_status", "say_what_stands", "verdict"]
+__all__ = [
+    "Status",
+    "read_repaired",
+    "read_selection",
+    "read_status",
+    "say_what_stands",
+    "status_for",
+    "verdict",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +173,29 @@ def read_status(
         recovered=recovered,
         unrepaired=unrepaired,
     )
+
+
+def status_for(request: Request, status: Status) -> Status:
+    """Return the same look with what is chosen for another request; nothing is asked or read anew.
+
+    Raises
+    ------
+    RequestError
+    """
+    current = CurrentCatalog(
+        "never",
+        wheel_platform=status.host.platform.wheel_platform,
+        environ=os.environ,
+        mirror=mirror_base(prefix=status.environment.prefix),
+    )
+    selection = _select(
+        status.host,
+        request,
+        status.environment.interpreter,
+        current,
+        installed=tuple(package.name for package in status.environment.packages),
+    )
+    return replace(status, selection=selection)
 
 
 def read_selection(

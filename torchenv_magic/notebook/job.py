@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torchenv_magic.errors import BusyError, InstallCancelled, TorchEnvError
 from torchenv_magic.installation.install import Result, install_plan
@@ -21,6 +21,9 @@ from torchenv_magic.installation.uv import Cancellation
 from torchenv_magic.installation.waiting import wait_for_others
 from torchenv_magic.selection import Request
 from torchenv_magic.status import Status
+
+if TYPE_CHECKING:
+    from torchenv_magic.project.lock_making import Made as Locked
 
 __all__ = ["Job", "JobStage", "JobState", "UndoJob", "expected"]
 
@@ -50,6 +53,8 @@ class JobState:
     result: Result | None = None
     made: Made | None = None
     """The kernel that came of it, where one was to be made."""
+    locked: Locked | None = None
+    """The lock that came of it, where one was to be made."""
     error: TorchEnvError | None = None
     """What ended it; an unexpected exception is here as one too, with its traceback as detail."""
 
@@ -145,15 +150,7 @@ class Job:
                     status, request = self._look()
             if plan is None:
                 try:
-                    plan = make_plan(
-                        status.selection,
-                        status.environment,
-                        request,
-                        sites=self._sites,
-                        consent=consent,
-                        on_event=self._tell,
-                        cancellation=self._cancellation,
-                    )
+                    plan = self._make_plan(status, request, consent=consent)
                 except TorchEnvError:
                     if not self._is_outdated(asked):
                         raise
@@ -184,6 +181,17 @@ class Job:
             else:
                 self._set(result=result)
                 return
+
+    def _make_plan(self, status: Status, request: Request, *, consent: bool) -> Plan:
+        return make_plan(
+            status.selection,
+            status.environment,
+            request,
+            sites=self._sites,
+            consent=consent,
+            on_event=self._tell,
+            cancellation=self._cancellation,
+        )
 
     def _is_outdated(self, asked: Request | None) -> bool:
         return self._asked is not None and self._asked() != asked

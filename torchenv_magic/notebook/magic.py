@@ -9,17 +9,21 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from IPython.display import display
 
+from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import (
     ConsentError,
     InstallCancelled,
+    LockError,
     RequestError,
     RestartError,
+    SelectionError,
     TargetError,
     TorchEnvError,
     VerificationError,
@@ -29,7 +33,7 @@ from torchenv_magic.installation.install import Result
 from torchenv_magic.installation.new_kernel import remove_kernel
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
-from torchenv_magic.installation.settings import read_sites
+from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.undo import read_history
 from torchenv_magic.notebook.after_restart import fresh_kernel_code, verify_here, verify_in_child
 from torchenv_magic.notebook.cells import (
@@ -57,7 +61,13 @@ from torchenv_magic.notebook.server_preinstall import read_preinstall
 from torchenv_magic.notebook.session import SessionEffects, describe_session
 from torchenv_magic.notebook.verification_table import verification_bundle
 from torchenv_magic.selection import Selection
-from torchenv_magic.status import Status, read_repaired, read_status, say_what_stands
+from torchenv_magic.status import (
+    Status,
+    read_repaired,
+    read_selection,
+    read_status,
+    say_what_stands,
+)
 from torchenv_magic.verification import Verification
 from torchenv_magic.words import HelpRequested, Words, parse_words
 
@@ -65,6 +75,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from torchenv_magic.doctor import Diagnosis
+    from torchenv_magic.project.lock import NotebookLock
+    from torchenv_magic.project.lock_making import Made
 
 __all__ = ["run", "wants_restart"]
 
@@ -212,6 +224,159 @@ def _history(shell: InteractiveShell, words: Words) -> History:  # noqa: ARG001
     return read_history(environment)
 
 
+def _lock(shell: InteractiveShell, words: Words) -> None:
+    from torchenv_magic.notebook.lock_offer import read_saved_metadata
+    from torchenv_magic.notebook.lock_storing import choose_place
+    from torchenv_magic.project.lock import METADATA_KEY, check_schema, lock_to_json
+    from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook
+
+    front_end = read_front_end(shell)
+    named = words.notebooks[0] if words.notebooks else None
+    place = choose_place(front_end, named, consent=words.yes)
+    # What can't be kept is not made: that takes a while.
+    if place.kind == "file" and place.path is not None:
+        check_schema(read_notebook_file(place.path).metadata)
+    else:
+        check_schema(read_saved_metadata(place.path) or {})
+    restart = Restart(shell, front_end)
+    view = _view(front_end)
+    _, state = _run_job(view, words)
+    made = state.locked
+    if made is None:
+        return
+    data = lock_to_json(made.lock)
+    if place.kind == "file" and place.path is not None:
+        is_new = _write_lock(place.path, data)
+        done = "It stands in" if is_new else "That is what stands already in"
+        anew = f" {_LOAD_ANEW}" if place.path == front_end.notebook_path and is_new else ""
+        view.tell(made, f"{done} `{shown_notebook(place.path)}`.{anew}")
+        return
+    view.tell(made, "The notebook's page takes it…")
+    restart.store(
+        METADATA_KEY,
+        data,
+        display_id=view.display_id,
+        on_done=lambda: view.tell(made, "It is in this notebook: save the notebook to keep it."),
+        on_failure=lambda reason: _keep_without_page(view, words, made, place.path, reason),
+    )
+
+
+_LOAD_ANEW = "Load the notebook anew before you save it again."
+
+
+def _write_lock(path: Path, data: dict[str, Any]) -> bool:
+    """Write a lock into a notebook's file; return whether it had another one, or none."""
+    from torchenv_magic.project.lock import METADATA_KEY
+    from torchenv_magic.project.notebook_file import read_notebook_file, write_notebook_file
+
+    file = read_notebook_file(path).with_metadata(METADATA_KEY, data)
+    write_notebook_file(file)
+    return file.is_changed
+
+
+def _keep_without_page(
+    view: _View, words: Words, made: Made, path: Path | None, reason: str
+) -> None:
+    """Say how a lock is kept that the page has not taken; with consent, keep it in the file."""
+    from torchenv_magic.notebook.lock_storing import no_page
+    from torchenv_magic.project.lock import lock_to_json
+    from torchenv_magic.project.notebook_file import shown_notebook
+
+    error: TorchEnvError
+    if words.yes and path is not None:
+        try:
+            _write_lock(path, lock_to_json(made.lock))
+        except TorchEnvError as failure:
+            error = failure
+        else:
+            view.tell(made, f"It stands in `{shown_notebook(path)}`. {_LOAD_ANEW}")
+            return
+    else:
+        error = no_page(
+            f"The lock is not in the notebook: {reason}", path, with_consent=words.with_consent
+        )
+    # The cell is over: what would be its error can only be said.
+    view.tell(made, f"{error.message}.", hint=error.hint, tone="warn")
+
+
+def _restore(shell: InteractiveShell, words: Words) -> Verification | None:
+    from torchenv_magic.notebook.lock_storing import notebook_to_read
+
+    front_end = read_front_end(shell)
+    named = words.notebooks[0] if words.notebooks else None
+    lock = _read_lock(notebook_to_read(front_end, named), is_own=named is None)
+    restart = Restart(shell, front_end)
+    view = _view(front_end)
+    try:
+        _, state = _run_job(view, words, lock)
+    except TargetError as error:
+        error.hint = _hint_at_other_kernel(front_end) or error.hint
+        raise
+    result = state.result
+    if result is None or not result.changed:
+        view.clear()
+        return _verify(shell, words)
+    return _Ending(shell, front_end, restart, view, result, words).go()
+
+
+def _read_lock(notebook: Path, *, is_own: bool) -> NotebookLock:
+    from torchenv_magic.project.lock import read_lock
+    from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook
+
+    lock = read_lock(read_notebook_file(notebook).metadata)
+    if lock is None:
+        hint = "`%torchenv lock` makes one, where its PyTorch is installed"
+        if is_own:
+            hint += "; one that was made a moment ago is there when the notebook is saved"
+        raise LockError(f"There is no lock in `{shown_notebook(notebook)}`", hint=hint)
+    return lock
+
+
+def _export(shell: InteractiveShell, words: Words) -> None:
+    from torchenv_magic.notebook.lock_storing import is_same_notebook
+    from torchenv_magic.project.export_writing import prepare_export
+
+    front_end = read_front_end(shell)
+    notebook = words.notebooks[0] if words.notebooks else None
+    made = prepare_export(
+        words.form,
+        environment=read_environment() if notebook is None else None,
+        notebook=notebook,
+        backends=_backends(words),
+        requirements=words.request.requirements,
+        output=words.output,
+    )
+    view = _view(front_end)
+    if made.path is None:
+        print(made.text, end="")  # noqa: T201  (it is to be copied, or caught by `%%capture`)
+    elif not made.changed:
+        view.say(f"`{made.name}` says so already: {made.used.label}.")
+    else:
+        print(made.diff, end="")  # noqa: T201
+        written = words.yes and made.write()
+        said = [f"Wrote {made.summary}."] if written else []
+        said += [f"{note.rstrip('.')}." for note in made.notes]
+        if not written:
+            said.append(f"Nothing was written: {words.with_consent} writes it.")
+        elif is_same_notebook(made.path, front_end.notebook_path):
+            said.append(_LOAD_ANEW)
+        view.say(" ".join(said), tone="good" if written else "")
+
+
+def _backends(words: Words) -> tuple[Backend, ...]:
+    """Return the backends that the line names; the best for this machine in the place of `auto`."""
+    found = []
+    for backend in words.backends:
+        chosen = backend or read_selection(words.request).backend
+        if chosen is None:
+            raise SelectionError(
+                "No build of PyTorch fits here",
+                hint="`%torchenv list` tells the reason of each; name one",
+            )
+        found.append(chosen)
+    return tuple(dict.fromkeys(found))
+
+
 def _new_kernel(shell: InteractiveShell, words: Words) -> None:
     front_end = read_front_end(shell)
     view = _view(front_end)
@@ -251,8 +416,12 @@ def _new_kernel(shell: InteractiveShell, words: Words) -> None:
 # ------------------------------------------------------------------------------------- the waiting
 
 
-def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
+def _run_job(
+    view: _View, words: Words, lock: NotebookLock | None = None
+) -> tuple[Status, JobState]:
     """Plan, or plan and install, in the cell; return what there was before, and the end.
+
+    `lock` is what `restore` restores.
 
     Raises
     ------
@@ -261,7 +430,7 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
     """
     job: Job | None = None
     try:
-        status = _look_for(words)
+        status = _look_for(words, lock)
         sites = None
         if words.word != "undo":  # what it goes back to lies here, wherever wheels come from
             sites = read_sites(
@@ -270,32 +439,11 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
                 allow_sdist=words.allow_sdist,
                 prefix=status.environment.prefix,
             )
-        if words.word == "install":
+        if words.word in ("install", "restore"):
             view.warn(_warnings(status, words))
         elif words.word != "plan":  # whose notes have it
             view.warn(filter(None, (status.recovered,)))
-        if words.word == "new-kernel":
-            job = KernelJob(
-                status,
-                words.request,
-                name=words.name,
-                sites=sites,
-                consent=words.yes,
-                command=words.line,
-            )
-        elif words.word == "undo":
-            job = UndoJob(status, words.request, consent=words.yes, command=words.line)
-        else:
-            job = Job(
-                status,
-                words.request,
-                sites=sites,
-                consent=words.yes,
-                only_plan=words.word == "plan",
-                look=lambda: (_look_for(words), words.request),
-                looked=True,
-                command=words.line,
-            )
+        job = _job(status, words, sites, lock)
         job.start()
         while not job.ended.wait(_REDRAW_SECONDS):
             view.progress(job.state)
@@ -310,17 +458,9 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
         # An error and not a sentence: the rest of the cell, and the cells after it, count on what
         # was not installed.
         raise _cancelled(words)
-    if isinstance(error, IndexUnreachableError) and error.offers:
-        error.hint = f"{words.with_consent} uses it"
-    if isinstance(error, ConsentError):
-        does = (
-            "goes back all the same"
-            if words.word == "undo"
-            else "does it, `%torchenv undo` takes it back"
-        )
-        error.hint = f"{words.with_consent} {does}"
     if error is not None:
-        if words.word in ("install", "undo"):
+        _say_how_to_consent(error, words)
+        if words.word in ("install", "restore", "undo"):
             say_what_stands(error, status.environment)
         view.fail(error, _NOT_DONE[words.word])
         raise error
@@ -329,13 +469,78 @@ def _run_job(view: _View, words: Words) -> tuple[Status, JobState]:
 
 _NOT_DONE = {
     "install": "Not installed.",
+    "lock": "Not locked.",
     "new-kernel": "No kernel was made.",
     "plan": "No plan.",
+    "restore": "Not restored.",
     "undo": "Not undone.",
 }
 
 
-def _look_for(words: Words) -> Status:
+def _job(status: Status, words: Words, sites: Sites | None, lock: NotebookLock | None) -> Job:
+    if words.word == "new-kernel":
+        return KernelJob(
+            status,
+            words.request,
+            name=words.name,
+            sites=sites,
+            consent=words.yes,
+            command=words.line,
+        )
+    if words.word == "undo":
+        return UndoJob(status, words.request, consent=words.yes, command=words.line)
+    if words.word in ("lock", "restore"):
+        # What locks and restores has imports of its own: only these two words pay for them.
+        from torchenv_magic.notebook.lock_jobs import LockJob, RestoreJob
+
+        if lock is None:
+            return LockJob(status, words.request, backends=words.backends, sites=sites)
+        return RestoreJob(
+            status,
+            lock,
+            backend=words.request.backend,
+            sites=sites,
+            consent=words.yes,
+            command=words.line,
+        )
+    return Job(
+        status,
+        words.request,
+        sites=sites,
+        consent=words.yes,
+        only_plan=words.word == "plan",
+        look=lambda: (_look_for(words), words.request),
+        looked=True,
+        command=words.line,
+    )
+
+
+def _say_how_to_consent(error: TorchEnvError, words: Words) -> None:
+    if isinstance(error, IndexUnreachableError) and error.offers:
+        error.hint = f"{words.with_consent} uses it"
+    if isinstance(error, LockError) and error.code == "lock-server":
+        error.hint = (
+            f"{words.with_consent} takes the same file, by its hash, from this machine's own index"
+        )
+    if isinstance(error, ConsentError):
+        does = (
+            "goes back all the same"
+            if words.word == "undo"
+            else "does it, `%torchenv undo` takes it back"
+        )
+        error.hint = f"{words.with_consent} {does}"
+
+
+def _look_for(words: Words, lock: NotebookLock | None = None) -> Status:
+    if lock is not None:
+        from torchenv_magic.project.restoring import restore_request
+
+        # Of the release that is locked the catalog knows all, and uv's cache may be all there is.
+        return read_status(
+            restore_request(lock, words.request.backend), index_base=words.index_base
+        )
+    if words.word == "lock":  # what is chosen here plays no part in it
+        return read_status()
     # Who names a folder of wheels may have no network, and an undo needs none.
     offline = words.find_links or words.word == "undo"
     return read_status(
@@ -346,6 +551,8 @@ def _look_for(words: Words) -> Status:
 def _cancelled(words: Words) -> InstallCancelled:
     if words.word == "new-kernel":
         return InstallCancelled("Cancelled; nothing of the kernel was kept")
+    if words.word == "lock":
+        return InstallCancelled("Cancelled; the notebook is as it was")
     return InstallCancelled("Cancelled; the environment is as it was")
 
 
@@ -406,10 +613,11 @@ class _Ending:
             self.view.say(f"{self.result}.", tone="good")
             names = " and ".join(item.name for item in effects.loaded)
             verb = "was" if len(effects.loaded) == 1 else "were"
+            word = "`%torchenv restore`" if self.words.word == "restore" else "`%torchenv install`"
             raise RestartError(
                 f"{names} {verb} imported before the install replaced it: the environment is the "
                 "new one, this process still holds the old",
-                hint="put `%torchenv install` before the first import, and run the notebook again",
+                hint=f"put {word} before the first import, and run the notebook again",
             )
         choice = self.restart.prepare()
         if self.words.restart == "never":
@@ -580,6 +788,19 @@ class _View:
     def say(self, text: str, *, tone: str = "") -> None:
         self._put(self.bundle(text, tone=tone))
 
+    def tell(self, made: Made, text: str, *, hint: str = "", tone: str = "good") -> None:
+        """Say what was locked, and where it is; what a lock has not is folded."""
+        first, *left_out = str(made).splitlines()
+        html = message_html(
+            f"{first} {text}",
+            tone=tone,
+            hint=hint,
+            detail="\n".join(left_out),
+            detail_title="what it does not have, and why",
+        )
+        lines = [f"{first} {text}", *([f"hint: {hint}"] if hint else []), *left_out]
+        self._put({"text/html": html, "text/plain": "\n".join(lines)})
+
     def fail(self, error: TorchEnvError, text: str) -> None:
         """Leave what uv said, folded: the message itself is the cell's error."""
         html = message_html(text, detail=error.detail)
@@ -631,6 +852,9 @@ class _TextView(_View):
         self.clear()
         print(text, flush=True)  # noqa: T201
 
+    def tell(self, made: Made, text: str, *, hint: str = "", tone: str = "good") -> None:  # noqa: ARG002
+        self.say("\n".join([f"{made}", text, *([f"hint: {hint}"] if hint else [])]))
+
     def fail(self, error: TorchEnvError, text: str) -> None:
         self.clear()
         for line in error.detail.strip().splitlines():
@@ -663,5 +887,8 @@ _WORDS = {
     "doctor": _doctor,
     "undo": _undo,
     "history": _history,
+    "lock": _lock,
+    "restore": _restore,
+    "export": _export,
     "new-kernel": _new_kernel,
 }

@@ -169,7 +169,13 @@ def words_html(text: str) -> str:
 
 
 def message_html(
-    text: str, *, tone: str = "", hint: str = "", detail: str = "", title: str = ""
+    text: str,
+    *,
+    tone: str = "",
+    hint: str = "",
+    detail: str = "",
+    detail_title: str = "what uv said",
+    title: str = "",
 ) -> str:
     """Return one message: a sentence, its hint, and the details folded."""
     parts = [title_html(title)] if title else []
@@ -177,7 +183,7 @@ def message_html(
     if hint:
         parts.append(f"<p class='torchenv-quiet'>hint: {words_html(hint)}</p>")
     if detail:
-        parts.append(log_html(detail.splitlines(), title="what uv said"))
+        parts.append(log_html(detail.splitlines(), title=detail_title))
     return block_html(*parts)
 
 
