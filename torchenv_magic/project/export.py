@@ -95,8 +95,8 @@ class Configuration:
 # ------------------------------------------------------------------------------------ what is used
 
 
-def used_in_environment(environment: Environment) -> Used:
-    """Return what the environment has, and what was asked of it.
+def used_in_environment(environment: Environment, *, backend: Backend | None = None) -> Used:
+    """Return what the environment has, as that backend or its own, and what was asked of it.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def used_in_environment(environment: Environment) -> Used:
             "PyTorch is not installed here, so there is nothing to export",
             hint="run `%torchenv install`",
         )
-    backend = installed_backend(environment)
+    backend = backend or installed_backend(environment)
     if backend is None:
         raise ExportError(
             "The installed PyTorch does not say which build it is",
@@ -177,7 +177,8 @@ def check_releases(used: Used, backends: Sequence[Backend]) -> None:
         if having and backend not in having:
             known = ", ".join(str(each) for each in catalog.backends() if each in having)
             raise ExportError(
-                f"There is no torch {used.torch} for {backend}", hint=f"it is there for {known}"
+                f"There is no torch {used.torch} for {backend}",
+                hint=f"name a backend that has it: {known}",
             )
 
 
@@ -322,7 +323,7 @@ def configure(form: str, used: Used, backends: Sequence[Backend] = ()) -> Config
     if len(named) > 1:
         raise ExportError(
             f"`export {form}` writes one backend, not {' and '.join(map(str, named))}",
-            hint="name one of them, or write all of them with `export extras`",
+            hint="name one of them, or write all of them with `%torchenv export extras`",
         )
     [backend] = named
     places = _places(backend, used.torch, catalog)
@@ -339,7 +340,7 @@ def _markers(used: Used, named: tuple[Backend, ...], catalog: Catalog) -> Config
         )
         raise ExportError(
             f"`export markers` writes {problem}",
-            hint="name one, such as `export markers cu126`; `export extras` writes several",
+            hint="name one: `%torchenv export markers cu126`; `%torchenv export extras` writes several",
         )
     [backend] = accelerated
     places = _places(backend, used.torch, catalog)
@@ -382,7 +383,7 @@ def _extras(used: Used, named: tuple[Backend, ...], catalog: Catalog) -> Configu
     if len(backends) < 2:
         raise ExportError(
             "`export extras` writes several backends, and `cpu` alone was named",
-            hint="name them, such as `export extras cpu cu126`",
+            hint="name them, such as `%torchenv export extras cpu cu126`",
         )
     of_family = [text for text in used.requirements if _name(text) in FAMILY_MEMBERS]
     extras: dict[str, tuple[str, ...]] = {}

@@ -217,8 +217,9 @@ class _Editor:
         if "project" not in self.document:
             for key, what in (("poetry", "Poetry's"), ("pdm", "PDM's"), ("flit", "Flit's")):
                 if key in tool:
-                    self._refuse(f"has {what} own table and no `[project]`", _OTHER_TOOL)
-            self._refuse(
+                    _refuse(self.file, f"has {what} own table and no `[project]`", _OTHER_TOOL)
+            _refuse(
+                self.file,
                 "has no `[project]`, whose dependencies these would be",
                 "give it one with `name`, `version` and `requires-python` first",
             )
@@ -229,13 +230,12 @@ class _Editor:
             fields.append("optional-dependencies")
         for field in fields:
             if field in dynamic:
-                self._refuse(
-                    f"says that its `{field}` are dynamic: another tool makes them", _OTHER_TOOL
+                _refuse(
+                    self.file,
+                    f"says that its `{field}` are dynamic: another tool makes them",
+                    _OTHER_TOOL,
                 )
         return project
-
-    def _refuse(self, problem: str, hint: str) -> NoReturn:
-        _refuse(self.file, problem, hint)
 
     def _table(self, parent: MutableMapping[str, Any], key: str) -> MutableMapping[str, Any]:
         """Return a table of the document; a new one that is not part of it yet where none is."""
@@ -246,7 +246,7 @@ class _Editor:
             return _Pending(parent, key, tomlkit.table(is_super_table=key in ("tool", "uv")))
         found = parent[key]
         if not isinstance(found, MutableMapping):
-            self._refuse(f"has a `{key}` that is no table", "correct that line first")
+            _refuse(self.file, f"has a `{key}` that is no table", "correct that line first")
         return found
 
     def _entries(self, uv: MutableMapping[str, Any]) -> list[MutableMapping[str, Any]]:
@@ -254,7 +254,11 @@ class _Editor:
         if not isinstance(found, list) or not all(
             isinstance(entry, MutableMapping) for entry in found
         ):
-            self._refuse("has a `tool.uv.index` that is no list of tables", "write it as uv does")
+            _refuse(
+                self.file,
+                "has a `tool.uv.index` that is no list of tables",
+                "write it as `[[tool.uv.index]]`",
+            )
         return list(found)
 
     def _index_names(self, uv: MutableMapping[str, Any]) -> dict[Backend, str]:
@@ -275,7 +279,8 @@ class _Editor:
             for backend in used:
                 other = _backend_of(entry.get("url")) != backend
                 if str(entry.get("name", "")) == index_name(backend) and other:
-                    self._refuse(
+                    _refuse(
+                        self.file,
                         f"calls another index `{index_name(backend)}` than PyTorch's",
                         f"give that index another name, or the address `{index_url(backend)}`",
                     )
@@ -296,14 +301,16 @@ class _Editor:
                     and entry.get("index") in known
                 )
                 if not ours or canonicalize_name(name) != name:
-                    self._refuse(
+                    _refuse(
+                        self.file,
                         f"says in `tool.uv.sources` that {name} comes from elsewhere",
                         f"take `{name}` out of `tool.uv.sources` first",
                     )
                 if "extra" in entry and not self.wanted.extras:
-                    self._refuse(
+                    _refuse(
+                        self.file,
                         "chooses PyTorch's build by an extra, which another form contradicts",
-                        "use `export extras`, or take these extras and their sources out first",
+                        "run `%torchenv export extras`, or take these extras out first",
                     )
 
     # Dependencies
@@ -356,7 +363,7 @@ class _Editor:
         if found is None:
             return []
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-            self._refuse(f"has `{key}` that are no list of texts", "correct that line first")
+            _refuse(self.file, f"has `{key}` that are no list of texts", "correct that line first")
         return found
 
     def _drop(self, array: Any, names: set[str]) -> None:  # noqa: ANN401
@@ -370,7 +377,8 @@ class _Editor:
             name = canonicalize_name(wanted.name)
             places = [index for index, each in enumerate(array) if self._name(each) == name]
             if len(places) > 1:
-                self._refuse(
+                _refuse(
+                    self.file,
                     f"asks for {name} in {len(places)} entries, of which one can't be chosen",
                     f"leave one entry for {name}",
                 )
@@ -379,8 +387,10 @@ class _Editor:
                 continue
             there = _parsed(str(array[places[0]]), self.file)
             if there.url is not None and name in FAMILY_MEMBERS:
-                self._refuse(
-                    f"asks for {name} from an address", f"take that entry for {name} out first"
+                _refuse(
+                    self.file,
+                    f"asks for {name} from an address",
+                    f"take that entry for {name} out first",
                 )
             if there.url is not None or not (wanted.specifier or wanted.marker):
                 continue
@@ -398,7 +408,9 @@ class _Editor:
         wanted = [{"extra": extra} for extra in self.wanted.extras]
         found = uv.get("conflicts", [])
         if not isinstance(found, list):
-            self._refuse("has `tool.uv.conflicts` that are no list", "correct that line first")
+            _refuse(
+                self.file, "has `tool.uv.conflicts` that are no list", "correct that line first"
+            )
         sets = [_plain(entry) for entry in found]
         if wanted in sets:
             return

@@ -163,13 +163,13 @@ def prepare_export(
         The notebook can't be used, or its lock, or its set-up cell.
     """
     file = None if notebook is None else read_notebook_file(notebook)
+    one = backends[0] if len(backends) == 1 else None
     if environment is not None:
-        used = used_in_environment(environment)
+        used = used_in_environment(environment, backend=one)
     elif file is not None:
         used = _used_in_notebook(file, backends)
     else:
         raise ExportError("There is nothing to export from", hint="name a notebook")
-    one = backends[0] if len(backends) == 1 else None
     used = with_choice(used, backend=one, requirements=requirements)
     check_releases(used, backends)
     if form in PROJECT_FORMS:
@@ -302,7 +302,8 @@ def _script(
         if file is None:
             if output is not None:
                 raise ExportError(
-                    "There is no notebook to write the metadata into", hint="name it before it"
+                    "There is no notebook to write the metadata into",
+                    hint="name it before `--output`, or name a file that ends in `.py`",
                 )
             text = new_block(configuration, used.python) + "\n"
             return Export(form="script", used=used, text=text)
