@@ -52,7 +52,6 @@ _LONGEST_TEXT = 500
 _LONGEST_ADDRESS = 2_000
 _LARGEST_WHEEL = 10**12
 
-_UNTRUSTED = "make the lock anew with `%torchenv lock`, or ask for it whom you have the notebook of"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _WORD = re.compile(r"[a-z0-9_]{1,40}")
@@ -376,10 +375,10 @@ def _package(entry: object, plain_hosts: Collection[str]) -> LockedPackage:
     data = _mapping(entry, "a package")
     name = data.get("name")
     if not isinstance(name, str) or len(name) > _LONGEST_TEXT or not _NAME.fullmatch(name):
-        _refuse(f"{_quoted(name)} is no name of a package")
+        _distrust(f"{_quoted(name)} is no name of a package")
     for key in _BUILT:
         if key in data:
-            _refuse(f"{name} is locked as `{key}`, which would run its code to build it")
+            _distrust(f"{name} is locked as `{key}`, which would run its code to build it")
     _table(data, name, needed=("name", "version", "wheels"), known=("index", "marker"))
     version = _version(data["version"], name)
     wheels = data["wheels"]
@@ -396,7 +395,7 @@ def _package(entry: object, plain_hosts: Collection[str]) -> LockedPackage:
 def _wheel(entry: object, name: str, version: str, plain_hosts: Collection[str]) -> LockedWheel:
     data = _mapping(entry, f"a wheel of {name}")
     if "path" in data:
-        _refuse(f"{name} comes from a file of another machine")
+        _distrust(f"{name} comes from a file of another machine")
     _table(
         data,
         f"a wheel of {name}",
@@ -405,34 +404,34 @@ def _wheel(entry: object, name: str, version: str, plain_hosts: Collection[str])
     )
     url = data["url"]
     if not isinstance(url, str) or len(url) > _LONGEST_ADDRESS or not _is_plain(url):
-        _refuse(f"{name} has an address that is none")
+        _distrust(f"{name} has an address that is none")
     try:
         parts = urlsplit(url)
         host, login = parts.hostname, parts.username is not None or parts.password is not None
         _ = parts.port
     except ValueError:
-        _refuse(f"{name} has an address that is none")
+        _distrust(f"{name} has an address that is none")
     if login:
-        _refuse(f"the address of {name} has a login in it")
+        _distrust(f"the address of {name} has a login in it")
     if not host or parts.scheme not in ("https", "http"):
-        _refuse(f"{name} has the address of no server ({_quoted(parts.scheme)})")
+        _distrust(f"{name} has the address of no server ({_quoted(parts.scheme)})")
     if parts.scheme == "http" and host.lower() not in plain_hosts:
-        _refuse(f"{name} comes by http from {_quoted(host)}, where anybody can change it")
-    if parts.query:
-        _refuse(f"the address of {name} asks a server for something, and names no file")
+        _distrust(f"{name} comes by http from {_quoted(host)}, where anybody can change it")
+    if parts.query or parts.fragment:
+        _distrust(f"the address of {name} asks a server for something, and names no file")
     file_name = _file_name(url)
     try:
         wheel_name, wheel_version, _, _ = parse_wheel_filename(file_name)
     except (InvalidWheelFilename, InvalidVersion):
-        _refuse(f"the file {_quoted(file_name)} is no wheel")
+        _distrust(f"the file {_quoted(file_name)} is no wheel")
     if wheel_name != name or wheel_version != Version(version):
-        _refuse(f"the file {_quoted(file_name)} is not {name} {version}")
+        _distrust(f"the file {_quoted(file_name)} is not {name} {version}")
     if "name" in data and data["name"] != file_name:
         _refuse(f"a wheel of {name} has two names")
     hashes = _mapping(data["hashes"], f"the hashes of {name}")
     sha256 = hashes.get("sha256")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        _refuse(f"{name} has no sha256")
+        _distrust(f"{name} has no sha256")
     size = data.get("size")
     if size is not None and (type(size) is not int or not 0 <= size <= _LARGEST_WHEEL):
         _refuse(f"{name} has an absurd size")
@@ -449,7 +448,7 @@ def _asked(value: object) -> Asked:
         try:
             parse_requirement(text, trusted=False)
         except RequestError as error:
-            _refuse(error.message[0].lower() + error.message[1:])
+            _distrust(error.message[0].lower() + error.message[1:])
     backend = None if data["backend"] is None else _backend(data["backend"])
     return Asked(backend=backend, requirements=tuple(texts))
 
@@ -533,4 +532,14 @@ def _quoted(value: object) -> str:
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise LockError(f"The notebook's lock is not used: {problem}", hint=_UNTRUSTED)
+    raise LockError(
+        f"The notebook's lock can't be read: {problem}",
+        hint="lock anew with `%torchenv lock`, or ask whoever gave you the notebook",
+    )
+
+
+def _distrust(problem: str) -> NoReturn:
+    raise LockError(
+        f"The notebook's lock is not to be trusted: {problem}",
+        hint="ask whoever gave you the notebook who has written that; nothing of it was used",
+    )

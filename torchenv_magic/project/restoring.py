@@ -157,7 +157,7 @@ def make_restore_plan(
     plan = _checked(plan, locked, environment, sites, consent=consent)
     best = status.selection.backend
     if backend is None and best not in (None, chosen):
-        note = f"{best} is better here, and the lock has it not"
+        note = f"{best} is better here, and the lock does not have it"
         plan = replace(plan, notes=(*plan.notes, note))
     return plan
 
@@ -265,7 +265,7 @@ def _check_versions(plan: Plan, locked: LockedBackend, environment: Environment)
     surplus = sorted(plan.versions.keys() - locked.pins.keys())
     if surplus and not follows - locked.pins.keys():
         raise LockError(
-            f"The lock can't be kept: what is locked needs {surplus[0]} here, which it has not",
+            f"The lock can't be kept: what is locked needs {surplus[0]} here, which is not locked",
             hint="lock the notebook anew on a machine like this one",
         )
 
