@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 pytest_plugins = [
     "tests.browser.fixtures",
     "tests.browser.stage",
+    "tests.second_run",
     "tests.standin.fixtures",
     "tests.workplace",
 ]
@@ -27,20 +27,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _SLOW = ("hub", "faults", "browser")
 _CAMPUS = ("tests/hub/test_preinstall.py", "tests/hub/test_hub_faults.py")
 """Both need the same machine with users, which takes half a minute to make."""
-_FAILED = pytest.StashKey[bool]()
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes longest first, and let what waits for others be run a second time."""
-    _order(items)
-    for item in items:
-        if _waits_for_others(item):
-            # What hung until the time limit ended it doesn't get to hang again.
-            item.add_marker(pytest.mark.flaky(reruns=1, rerun_except=r"^Failed: Timeout \("))
-
-
-def _order(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes a module, hubs first, and take others in turn with it.
 
     So nobody waits for the last of them, and the processors are never left to browsers alone.
@@ -64,39 +53,6 @@ class _Modules(LoadFileScheduling):  # type: ignore[misc]  # xdist has types for
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     return _Modules(config, log) if config.getoption("dist") == "loadfile" else None
-
-
-# ----------------------------------------------------------------------- what is run a second time
-
-
-def _waits_for_others(item: pytest.Item) -> bool:
-    """Whether a test waits for a browser, or for the four processes of a hub."""
-    return any(item.get_closest_marker(name) for name in ("browser", "hub"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep whether a test has failed, for what tears down after it."""
-    report = yield
-    if call.when == "setup":
-        item.stash[_FAILED] = False
-    if report.failed:
-        item.stash[_FAILED] = True
-    return report
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Take away all that a module shares where a test of it is about to run a second time.
-
-    What is shared may be what has failed, or what the first run has used up: a hub's users have
-    their PyTorch by then. Of pytest's own there is no way to say this, and the plugin that runs
-    tests again would keep it.
-    """
-    if item.stash.get(_FAILED, False) and _waits_for_others(item):
-        item.session._setupstate.teardown_exact(item.session)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
