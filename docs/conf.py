@@ -23,14 +23,13 @@ extensions = ["myst_parser"]
 myst_enable_extensions = ["colon_fence"]
 # A link to any heading of a page is checked, and a heading has the anchor that GitHub gives it.
 myst_heading_anchors = 4
-suppress_warnings: list[str] = []
 nitpicky = True
 
-templates_path: list[str] = []
-exclude_patterns = ["_build"]
 highlight_language = "text"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = "torchenv_magic"
 html_copy_source = False
 html_show_sourcelink = False

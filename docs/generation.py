@@ -26,7 +26,7 @@ import torchenv_magic
 from torchenv_magic import errors
 from torchenv_magic.words import HelpRequested, parse_words, words_of
 
-__all__ = ["DOCUMENTS", "documented_keys", "fill_page"]
+__all__ = ["DOCUMENTS", "FENCE", "PAGE_OF", "PLACE", "documented_keys", "fill_page"]
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -130,7 +130,7 @@ def _target(target: str, source: str, page: str) -> str:
     return f"{found}#{anchor}" if anchor else found
 
 
-def _notebook(argument: str, _page: str) -> str:
+def _notebook(argument: str, page: str) -> str:
     """Return a notebook as it reads: its text, and its code in blocks."""
     notebook = json.loads((ROOT / "notebooks" / f"{argument}.ipynb").read_text(encoding="utf-8"))
     parts = []
@@ -140,6 +140,9 @@ def _notebook(argument: str, _page: str) -> str:
             parts.append(source)
         else:
             parts.append(f"```{_language(source)}\n{source}\n```")
+    file = f"notebooks/{argument}.ipynb"
+    up = posixpath.relpath(".", posixpath.dirname(f"docs/{page}"))
+    parts.append(f"---\n\nThis page is the notebook [`{file}`]({up}/{file}), which the tests run.")
     return "\n\n".join(parts)
 
 

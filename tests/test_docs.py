@@ -15,17 +15,14 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.utils._process_common import arg_split
 
-from docs.generation import DOCUMENTS, FENCE, PAGE_OF, documented_keys, fill_page
+from docs.generation import DOCUMENTS, FENCE, PAGE_OF, PLACE, documented_keys, fill_page
 from torchenv_magic.cli import main
+from torchenv_magic.cli.talk import EVENTFUL
 from torchenv_magic.words import parse_words, words_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(
-    path.relative_to(DOCS).as_posix()
-    for path in DOCS.rglob("*.md")
-    if "_build" not in path.relative_to(DOCS).parts
-)
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 class Page(HTMLParser):
@@ -107,7 +104,7 @@ def test_what_a_page_takes_from_elsewhere_is_there_and_nothing_of_the_place_stay
     for name in PAGES:
         text = (DOCS / name).read_text(encoding="utf-8")
         filled = fill_page(name, text)
-        assert "<!-- from:" not in filled, name
+        assert not PLACE.search(filled), name
     words = fill_page("reference/words.md", "<!-- from: words -->")
     for word in words_of(notebook=False):
         assert f"\n## `{word}`\n" in f"\n{words}"
@@ -179,6 +176,11 @@ def test_what_a_word_prints_as_json_has_the_fields_that_its_page_names(
     keys = set((printed[0] if word == "list" else printed).keys())
     left_out = {"exclusion"} if word == "select" else set()
     assert keys == documented_keys(word) - left_out
+
+
+def test_the_page_about_json_names_each_word_that_tells_of_its_events() -> None:
+    first = (DOCS / "reference" / "json.md").read_text(encoding="utf-8").split("\n\n")[1]
+    assert {word for word in words_of(notebook=False) if f"`{word}`" in first} == EVENTFUL
 
 
 def test_every_word_that_prints_json_has_its_record_or_a_sentence() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -93,6 +94,19 @@ def test_headless_and_ci_installs_proves_and_works_in_one_pass(workplace: Workpl
     assert "('cpu', '" in shown["select"]
     assert "False" not in shown["verify-json"]
     assert "True" in shown["verify-json"]
+
+
+def test_locks_on_other_hardware_restores_what_was_locked(workplace: Workplace) -> None:
+    shown = run(workplace, "locks-on-other-hardware")
+    assert f"at torch {TORCH} for " in shown["look"]
+    for backend in ("cpu", "cu126"):
+        assert f"'torch': '{TORCH}+{backend}'" in shown["look"]
+    assert "%torchenv restore" in shown["sources"]
+    assert "%torchenv verify" in shown["sources"]
+    assert "PyTorch works\n" in shown["torchenv-verify"]
+    demo = json.loads((workplace.directory / "demo.ipynb").read_text(encoding="utf-8"))
+    assert set(demo["metadata"]["torchenv"]["backends"]) == {"cpu", "cu126"}
+    assert workplace.versions()["torch"] == f"{TORCH}+cpu"
 
 
 def test_the_tour_of_a_hub_installs_before_its_server_starts(
