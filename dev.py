@@ -174,9 +174,9 @@ def test(arguments: Sequence[str]) -> int:
         status = run_checks(CHECKS)
         if status:
             return status
-        # Most of the time a test waits for a kernel, a server or a page. A module stays together:
-        # its tests share these.
-        workers = max(2, min(os.cpu_count() or 1, 4))
+        # Most of the time a test waits for a kernel, a server or a page, so that two processors are
+        # not busy with two workers. A module stays together: its tests share these.
+        workers = max(3, min(os.cpu_count() or 1, 4))
         words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
         # Where the time goes stands below each run.
         words += ["--durations", "25"]
