@@ -132,15 +132,15 @@ def _target(target: str, source: str, page: str) -> str:
 
 def _notebook(argument: str, page: str) -> str:
     """Return a notebook as it reads: its text, and its code in blocks."""
-    notebook = json.loads((ROOT / "notebooks" / f"{argument}.ipynb").read_text(encoding="utf-8"))
+    file = f"notebooks/{argument}.ipynb"
+    notebook = json.loads((ROOT / file).read_text(encoding="utf-8"))
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(_relinked(source, source=file, page=page))
         else:
             parts.append(f"```{_language(source)}\n{source}\n```")
-    file = f"notebooks/{argument}.ipynb"
     up = posixpath.relpath(".", posixpath.dirname(f"docs/{page}"))
     parts.append(f"---\n\nThis page is the notebook [`{file}`]({up}/{file}), which the tests run.")
     return "\n\n".join(parts)
