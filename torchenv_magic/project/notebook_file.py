@@ -227,7 +227,9 @@ def _read(path: Path) -> bytes:
                 raise NotebookError(
                     f"`{name}` is a device or a pipe, and no file", hint="name a notebook's file"
                 )
-            content = file.read(LARGEST_BYTES + 1)
+            # The size is that of now, and somebody may be writing.
+            is_larger = status.st_size > LARGEST_BYTES
+            content = b"" if is_larger else file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise NotebookError(
             f"There is no notebook `{name}`", hint="check the name, and the folder it is seen from"
@@ -242,7 +244,7 @@ def _read(path: Path) -> bytes:
         raise NotebookError(
             f"`{name}` can't be read: {reason}", hint="check who may read it"
         ) from None
-    if len(content) > LARGEST_BYTES:
+    if is_larger or len(content) > LARGEST_BYTES:
         raise NotebookError(
             f"`{name}` is larger than {LARGEST_BYTES // 1024**2} MB, the largest that is edited",
             hint="clear its outputs in Jupyter, and save it",
