@@ -32,6 +32,8 @@ BUILT_ELSEWHERE = {
     ("verification.report", "{messages}"): "the one check that failed",
     ("verification.judgement", "{text}"): "how a package is there twice or in part, above it",
     ("words", "{message}"): "argparse",
+    ("cli.notebooks", "{error.message}"): "of a notebook that can't be read, in its file's module",
+    ("project.notebook_cells", "{error.message}"): "of a lock or a line, where each is read",
 }
 # Calls that take a hint without making a text.
 HANDED_ON = {
@@ -335,12 +337,20 @@ def test_a_terminal_is_told_of_no_kernel_and_no_cell() -> None:
     # What is said of the session that asks, and of what only a notebook's line can have.
     of_a_session = ("doctor.process, session_problems", "words, _unknown_option")
     # And of a kernel that a terminal makes.
-    of_new_kernels = ("installation.new_kernel", "cli, _new_kernel", "environment, check_target")
+    of_new_kernels = (
+        "installation.new_kernel",
+        "cli.__init__, _new_kernel",
+        "environment, check_target",
+    )
+    # And of what stands in a notebook's file.
+    of_files = ("project.notebook_", "project.export_")
     every = [
         (place, for_terminal(text))
         for label in ("message", "hint", "found", "meaning", "cure")
         for place, text in texts(label=label)
-        if not place.startswith(("notebook.", "labextension", *of_a_session, *of_new_kernels))
+        if not place.startswith(
+            ("notebook.", "labextension", *of_a_session, *of_new_kernels, *of_files)
+        )
     ]
     word = "`torchenv new-kernel NAME`"
     assert not breaking(lambda text: not notebooks.search(text.replace(word, "")), iter(every))
