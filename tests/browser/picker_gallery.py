@@ -15,17 +15,26 @@ from IPython.display import display
 from torchenv_magic.accelerators import Accelerator, ComputeCapability, Host, Platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import Environment, InstalledPackage
-from torchenv_magic.errors import InstallCancelled, PlanError, TargetError
+from torchenv_magic.errors import InstallCancelled, LockError, PlanError, TargetError
 from torchenv_magic.installation.plan import Change, Download, Plan, Source
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.installation.progress import Bytes
 from torchenv_magic.interpreter import Interpreter
 from torchenv_magic.notebook.job import JobState
+from torchenv_magic.notebook.lock_offer import LockOffer
 from torchenv_magic.notebook.picker_look import PickerModel, choices, look, obstacle
 from torchenv_magic.notebook.picker_view import PickerView
 from torchenv_magic.notebook.restart import how_to_choose
 from torchenv_magic.notebook.server_preinstall import Preinstall
 from torchenv_magic.preinstall.record import Record
+from torchenv_magic.project.lock import (
+    Asked,
+    LockedBackend,
+    LockedPackage,
+    LockedWheel,
+    LockTarget,
+    NotebookLock,
+)
 from torchenv_magic.selection import Alternative, CatalogOrigin, Request, Selection
 from torchenv_magic.status import Status
 
@@ -204,6 +213,38 @@ _FAILED = replace(
 )
 _KILLED = replace(_RUNNING, stage="killed", log=("Downloading torch (779.1MiB)",))
 
+
+def _locked(backend: str) -> LockedBackend:
+    version = f"2.14.1+{backend}"
+    return LockedBackend(
+        backend=Backend.parse(backend),
+        packages=(
+            LockedPackage(
+                name="torch",
+                version=version,
+                wheels=(
+                    LockedWheel(
+                        url=f"https://download.pytorch.org/whl/{backend}/torch-2.14.1%2B{backend}"
+                        "-cp312-cp312-linux_x86_64.whl",
+                        sha256="0" * 64,
+                    ),
+                ),
+            ),
+        ),
+    )
+
+
+_LOCK = NotebookLock(
+    version="0.1.0",
+    asked=Asked(requirements=("torch",)),
+    torch="2.14.1",
+    target=LockTarget(python="3.12", implementation="cpython", system="linux", machine="x86_64"),
+    ran=Backend.parse("cpu"),
+    backends=tuple(map(_locked, ("cpu", "cu126", "cu132", "rocm7.2"))),
+)
+_OFFER = LockOffer(stage="open", lock=_LOCK, backend=_CU126)
+_ELSEWHERE = replace(_LOCK, target=replace(_LOCK.target, machine="aarch64"))
+
 MODELS: Mapping[str, PickerModel] = {
     "detecting": PickerModel(),
     "detection-failed": PickerModel(
@@ -273,6 +314,42 @@ MODELS: Mapping[str, PickerModel] = {
     ),
     "preinstall-failed": PickerModel(state="ready", status=_ABSENT, preinstall=_FAILED),
     "preinstall-killed": PickerModel(state="ready", status=_ABSENT, preinstall=_KILLED),
+    "locked": PickerModel(state="locked", status=_STATUS, lock=_OFFER, session=_SESSION),
+    "locked-failed": PickerModel(
+        state="locked",
+        status=_STATUS,
+        lock=_OFFER,
+        error=LockError(
+            "The lock can't be kept: the PyTorch index has another file by the name of "
+            "`torch-2.14.1+cu126-cp312-cp312-linux_x86_64.whl`",
+            hint="find out who has changed it before you install either",
+        ),
+    ),
+    "lock-left": PickerModel(state="ready", status=_STATUS, lock=_OFFER),
+    "lock-met": PickerModel(
+        state="nothing to do",
+        status=_HERE,
+        lock=LockOffer(stage="met", lock=_LOCK, backend=_CU126),
+    ),
+    "lock-for-elsewhere": PickerModel(
+        state="ready",
+        status=_STATUS,
+        lock=LockOffer(
+            stage="closed",
+            lock=_ELSEWHERE,
+            error=LockError(
+                f"The notebook's lock is for {_ELSEWHERE.target}, and this is {_LOCK.target}",
+                hint="the nearest is `%torchenv install cu126 torch==2.14.1`, which is not locked",
+            ),
+        ),
+    ),
+    "restoring": PickerModel(
+        state="planning",
+        status=_STATUS,
+        lock=_OFFER,
+        restores=True,
+        job=JobState(message="Asking the PyTorch index what would change"),
+    ),
     "planning": PickerModel(
         state="planning",
         status=_STATUS,

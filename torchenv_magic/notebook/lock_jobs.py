@@ -18,7 +18,10 @@ __all__ = ["LockJob", "RestoreJob"]
 
 
 class RestoreJob(Job):
-    """Install what a lock says, in this machine's build or in the one that is named."""
+    """Install what a lock says, in this machine's build or in the one that is named.
+
+    `looked` says that `status` is a look of just now, for `restore_request(lock, backend)`.
+    """
 
     def __init__(
         self,
@@ -29,6 +32,7 @@ class RestoreJob(Job):
         sites: Sites | None = None,
         consent: bool = False,
         plan: Plan | None = None,
+        looked: bool = False,
         command: str = "",
         on_change: Callable[[Job], None] | None = None,
         on_end: Callable[[Job], None] | None = None,
@@ -46,7 +50,7 @@ class RestoreJob(Job):
             consent=consent,
             plan=plan,
             look=look,
-            looked=True,
+            looked=looked,
             command=command,
             on_change=on_change,
             on_end=on_end,

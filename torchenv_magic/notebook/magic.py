@@ -501,6 +501,7 @@ def _job(status: Status, words: Words, sites: Sites | None, lock: NotebookLock |
             backend=words.request.backend,
             sites=sites,
             consent=words.yes,
+            looked=True,
             command=words.line,
         )
     return Job(

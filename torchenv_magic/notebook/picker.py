@@ -38,6 +38,7 @@ from torchenv_magic.notebook.front_end import FrontEnd, read_session
 from torchenv_magic.notebook.interrupt import Interruptible
 from torchenv_magic.notebook.job import Job, UndoJob, expected
 from torchenv_magic.notebook.kernel_job import KernelJob, check_front_end
+from torchenv_magic.notebook.lock_offer import LockOffer, read_lock_offer
 from torchenv_magic.notebook.picker_look import (
     BUSY,
     EDITABLE,
@@ -76,10 +77,10 @@ __all__ = ["Picker", "open_picker"]
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["plan", "verify", "install", "make", "undo", "join"]
+Purpose = Literal["plan", "verify", "install", "make", "restore", "undo", "join"]
 """What a job is for: a click, but for `join`, which waits for what began with the server. `verify`
-is a plan that is expected to have nothing to do; `make` makes a kernel of one's own, `undo` undoes
-the last install."""
+is a plan that is expected to have nothing to do; `make` makes a kernel of one's own, `restore`
+installs what the notebook's lock says, `undo` undoes the last install."""
 
 # A probe of a sick driver may take its whole bound: the picker does not wait for it that long.
 _WAIT_FOR_STATUS_SECONDS = 0.12
@@ -127,6 +128,8 @@ class Picker:
         self._named = False
         self._by_themselves = False
         """Whether the person goes their own way, and waits for nothing that began before."""
+        self._chooses = False
+        """Whether the person chooses, and does not want what the notebook's lock says."""
         self._kernel: OwnKernel | None = None
         self._looked_back_at: Environment | None = None
         self._built = threading.Event()
@@ -169,6 +172,7 @@ class Picker:
         self._restart = Restart(self._shell, front_end)
         self._set(restarts=front_end.kind == "jupyter")
         if self._displays and self._is_idle:
+            self._chooses = False
             self._start_to_look()
         self._looked.wait(_WAIT_FOR_STATUS_SECONDS)
         with self._drawing:
@@ -236,15 +240,21 @@ class Picker:
             self._set(error=expected(exception))
             return
         preinstall = read_preinstall()
+        lock = self._read_lock(status)
         with self._drawing:
-            self._model = replace(self._model, preinstall=preinstall)
+            self._model = replace(self._model, preinstall=preinstall, lock=lock)
             shown_without = bool(self._displays) and self.status is None
-            if self.state in ("cancelled", "failed", "offered"):
+            has_ended = self.state == "locked" and self._model.error is not None
+            if has_ended or self.state in ("cancelled", "failed", "offered"):
                 # It was opened again to see how the install ended.
                 self._refresh(status)
             elif self._is_idle:
                 # The first look may be over before there are widgets to ask.
-                is_new = self.status is None or self.state in ("not possible", "not yours")
+                is_new = self.status is None or self.state in (
+                    "not possible",
+                    "not yours",
+                    "locked",
+                )
                 if is_new or self.view.values() == self._filled:
                     self._fill(status)
                 else:
@@ -258,6 +268,13 @@ class Picker:
                 self._display(self._displays[-1], self._summary(), update=True)
         if self._has_uv():
             self._ask_index(status)
+
+    def _read_lock(self, status: Status) -> LockOffer | None:
+        try:
+            return read_lock_offer(self._front_end.notebook_path, status)
+        except Exception as error:  # noqa: BLE001  (the picker does all the rest without)
+            logger.info("no look at the lock: %s", expected(error).message)
+            return None
 
     def _has_uv(self) -> bool:
         try:
@@ -321,13 +338,21 @@ class Picker:
         if error is not None:
             self._set(state=self._blocked(error), error=error)
             self._suggest_name()
+        elif self._offers_lock:
+            self._set(state="locked", error=None, restores=False, **self._costs())
         else:
             self._look_back()
             self._set(
                 state="nothing to do" if self._is_satisfied() else "ready",
                 error=None,
+                restores=False,
                 **self._costs(),
             )
+
+    @property
+    def _offers_lock(self) -> bool:
+        lock = self._model.lock
+        return not self._chooses and lock is not None and lock.stage == "open"
 
     def _looks_at_preinstall(self) -> bool:
         """Go on with what began with the server, where there is nothing better to do."""
@@ -512,6 +537,8 @@ class Picker:
     def _on_primary(self) -> None:
         if self.state == "elsewhere":
             self._use_elsewhere()
+        elif self.state == "locked":
+            self._restore_lock()
         elif self.state == "nothing to do":
             self._begin("verify")
         elif self.state == "offered" and isinstance(self._model.error, IndexUnreachableError):
@@ -541,12 +568,23 @@ class Picker:
             self.job.cancel()
         elif self.state == "elsewhere":
             self._go_their_way()
+        elif self.state == "locked":
+            with self._drawing:
+                self._chooses = True
+                self._rest()
         elif self.state == "not yours":
             self._verify("")
         elif self.state in EDITABLE:
             self._begin("plan")
         elif self.state in BUSY and time.monotonic() - self._planned_at > _DOUBLE_CLICK_SECONDS:
             self._cancel()
+
+    def _restore_lock(self) -> None:
+        offer = offer_of(self._model)
+        if offer is not None and offer.losses:
+            self._ask_consent(offer)
+        else:
+            self._begin("restore", plan=offer)
 
     def _on_undo(self) -> None:
         if self.state in EDITABLE:
@@ -568,10 +606,14 @@ class Picker:
                 return
             self._filled = ()  # a second look that ends from here on redraws nothing
             self._by_themselves = True
+            lock = self._model.lock.lock if self._model.lock is not None else None
+            if purpose == "restore" and lock is None:
+                return
             if plan is not None:
                 request = plan.request
             else:
-                request = Request() if purpose == "undo" else self.request()
+                request = Request() if purpose in ("restore", "undo") else self.request()
+            self._chooses = self._chooses or purpose != "restore"
             self._session = read_session(self._shell)
             self._remember_packages(status)
             self._stopping = False
@@ -580,6 +622,18 @@ class Picker:
                 self.job = UndoJob(
                     status,
                     request,
+                    command=_COMMAND,
+                    on_change=self._on_progress,
+                    on_end=lambda job: self._on_end(job, purpose),
+                )
+            elif purpose == "restore" and lock is not None:
+                # What restores has imports of its own, and most notebooks have no lock.
+                from torchenv_magic.notebook.lock_jobs import RestoreJob
+
+                self.job = RestoreJob(
+                    status,
+                    lock,
+                    plan=plan,
                     command=_COMMAND,
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),
@@ -606,7 +660,12 @@ class Picker:
                     on_change=self._on_progress,
                     on_end=lambda job: self._on_end(job, purpose),
                 )
-            self._set(state=_state_of(self.job), job=self.job.state, error=None)
+            self._set(
+                state=_state_of(self.job),
+                job=self.job.state,
+                error=None,
+                restores=purpose == "restore",
+            )
         self._interrupt.begin(self._cancel)
         self.job.start()
 
@@ -687,8 +746,9 @@ class Picker:
             self._fail(job.state.error)
             return
         status = read_status()
+        lock = self._read_lock(status)
         with self._drawing:
-            self._model = replace(self._model, job=None)
+            self._model = replace(self._model, job=None, lock=lock)
             # What the import system knows of the folders is from before.
             importlib.invalidate_caches()
             changed = self._changed_packages(status)
@@ -817,7 +877,8 @@ class Picker:
 
     def _on_restart(self) -> None:
         if self.state == "consenting":
-            self._begin("install", plan=self._model.plan)
+            purpose: Purpose = "restore" if self._model.restores else "install"
+            self._begin(purpose, plan=self._model.plan)
             return
         if self.state == "made":
             self._session = read_session(self._shell)
@@ -902,6 +963,8 @@ class Picker:
             reason = obstacle(self.status) if self.status is not None else None
             if reason is not None:
                 state = self._blocked(reason)
+            elif self._model.restores:
+                state = "locked"
             self._set(state=state, job=None, plan=None, error=error)
 
 

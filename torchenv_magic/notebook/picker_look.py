@@ -23,6 +23,7 @@ from torchenv_magic.errors import (
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError
 from torchenv_magic.notebook.job import JobState
+from torchenv_magic.notebook.lock_offer import LockOffer
 from torchenv_magic.notebook.rendering import (
     alternatives_html,
     changes_html,
@@ -63,6 +64,7 @@ PickerState = Literal[
     "not yours",
     "preinstalling",
     "elsewhere",
+    "locked",
     "planning",
     "joining",
     "installing",
@@ -81,7 +83,8 @@ PickerState = Literal[
 ]
 """`not yours`: nothing can be installed here, but a kernel of one's own can be made, which `making`
 does. `preinstalling`: what began with the server is waited for; `elsewhere`: it has put PyTorch
-into another kernel. `offered`: the index is away, and there is another place to install from.
+into another kernel. `locked`: the notebook has a lock that can be restored here. `offered`: the
+index is away, and there is another place to install from.
 `consenting`: the plan changes packages that are no part of PyTorch. `asking`: all is installed, and
 the session holds what a restart would cost; `made`: the same of a new kernel, and of the switch to
 it. `over`: restarting, switching or verified; what came of it stands in the picker's place."""
@@ -100,6 +103,7 @@ SWITCH = "Switch to it now"
 USE = "Use that kernel in this notebook"
 LEAVE = "Stop waiting"
 CHOOSE = "Choose for yourself"
+RESTORE = "Restore it"
 LATER = "Restart later"
 RESTART = "Restart now"
 
@@ -149,6 +153,10 @@ class PickerModel:
     """Whether the session holds what took work, so that a restart is asked for."""
     preinstall: Preinstall | None = None
     """What began with the server, if anything did."""
+    lock: LockOffer | None = None
+    """What there is to say of the notebook's lock, if it has one."""
+    restores: bool = False
+    """Whether it is that lock that is being installed, and not what the fields ask for."""
     how_to_choose: str = ""
     """What a person presses for another kernel, where the notebook can't be given one from here."""
     switches: bool = False
@@ -201,6 +209,7 @@ _ROWS: Mapping[PickerState, _Row] = {
     "not yours": _Row(fields="open", primary=MAKE, works=True, secondary=VERIFY, names=True),
     "preinstalling": _Row(fields="absent", primary="Waiting…", secondary=LEAVE),
     "elsewhere": _Row(fields="absent", primary=USE, works=True, secondary=CHOOSE),
+    "locked": _Row(fields="absent", primary=RESTORE, works=True, secondary=CHOOSE),
     "planning": _Row(primary="Planning…", secondary=CANCEL),
     "joining": _Row(primary="Waiting…", secondary=CANCEL),
     "installing": _Row(primary="Installing…", secondary=CANCEL),
@@ -226,6 +235,7 @@ _TONES: Mapping[PickerState, str] = {
     "not possible": "warn",
     "not yours": "warn",
     "offered": "warn",
+    "locked": "bad",
 }
 
 EDITABLE = frozenset(state for state, row in _ROWS.items() if row.fields == "open")
@@ -240,7 +250,8 @@ def look(model: PickerModel) -> Look:
         row = _ROWS["detecting"]
     job = model.job if model.state in _RUNNING else None
     return Look(
-        fields=row.fields,
+        # They ask for something else.
+        fields="absent" if model.restores and row.fields == "closed" else row.fields,
         primary=_primary(row.primary, model),
         works=row.works,
         secondary=_secondary(row.secondary, model),
@@ -341,6 +352,8 @@ def _primary(words: str, model: PickerModel) -> str:
         version = offer.versions.get("torch", "")
         if model.state == "not yours":
             return f"{MAKE} with torch {version} from there"
+        if model.state == "locked":
+            return f"{RESTORE} with torch {version} from there"
         if model.state == "offered":
             words = f"Install torch {version} from there"
             return f"{words} and restart kernel" if model.restarts else words
@@ -386,7 +399,8 @@ def _facts(model: PickerModel) -> str:
         return ""
     parts = [title_html(TITLE)]
     if model.status is not None:
-        parts.append(facts_html([*status_rows(model.status), *_notice_rows(model)]))
+        rows = [*status_rows(model.status), *_notice_rows(model), *_lock_rows(model)]
+        parts.append(facts_html(rows))
         parts.append(_failure_html(model.preinstall, model.status))
     elif model.error is not None:
         parts.append(_error_html(model.error, tone="warn"))
@@ -409,6 +423,26 @@ def _notice_rows(model: PickerModel) -> list[tuple[str, str]]:
         elif preinstall.has_kernel:
             texts.append(f"{preinstall}.")
     return [("Note", words_html(text)) for text in texts]
+
+
+def _lock_rows(model: PickerModel) -> list[tuple[str, str]]:
+    """Return what there is to know of the notebook's lock where it is not offered."""
+    offer = model.lock
+    if offer is None or model.state == "locked" or model.restores:
+        return []
+    has = f"This notebook has a lock: {offer.title}."
+    if offer.stage == "met":
+        text = f"{has} It is met: what it has for {offer.backend} is here."
+    elif offer.error is not None:
+        message, hint = offer.error.message, offer.error.hint
+        text = f"{message}; {hint}." if hint else f"{message}."
+        if offer.lock is not None:
+            text = f"{has} It can't be restored here: {text[0].lower()}{text[1:]}"
+    elif model.state in ("not possible", "not yours"):
+        text = f"{has} `%torchenv restore` installs it in a kernel that can be changed."
+    else:
+        text = f"{has} Open the picker again to restore it."
+    return [("Lock", words_html(text))]
 
 
 def _failure_html(preinstall: Preinstall | None, status: Status) -> str:
@@ -452,6 +486,8 @@ def _said(model: PickerModel) -> str:
         return _block(*_preinstalled(model, model.preinstall))
     if model.state == "not yours":
         return _block(*_not_yours(model))
+    if model.state == "locked" and model.lock is not None:
+        return _block(*_locked(model, model.lock))
     if model.error is not None and model.state in _TONES:
         return _block(_error_html(model.error, tone=_TONES[model.state]))
     if model.state == "making":
@@ -467,10 +503,34 @@ def _said(model: PickerModel) -> str:
             *_afterwards(model),
             changes_html(plan),
         )
+    if model.restores and model.lock is not None:
+        return _block(_lock_title(model.lock))
     if model.state == "nothing to do":
         return _block(*(f"<p>{words_html(text)}</p>" for text in _nothing_to_do(model.status)))
     offline = f"<p class='torchenv-warn'>{words_html(_OFFLINE)}</p>" if model.offline else ""
     return _block(offline, *_afterwards(model), f"<p class='torchenv-quiet'>{_BEFORE_A_PLAN}</p>")
+
+
+def _locked(model: PickerModel, offer: LockOffer) -> list[str]:
+    error = model.error
+    parts = [_lock_title(offer)]
+    if offer.backend is not None:
+        words = (
+            f"For this machine that is its {offer.backend.label} build, with each package in the "
+            "version that was locked."
+        )
+        parts.append(f"<p>{escape(words)}</p>")
+    if error is not None:
+        tone = "calm" if isinstance(error, InstallCancelled) else _TONES[model.state]
+        if offer_of(model) is not None:
+            tone = _TONES["offered"]
+        parts.insert(0, _error_html(error, tone=tone))
+    return [*parts, *_afterwards(model)]
+
+
+def _lock_title(offer: LockOffer) -> str:
+    words = f"This notebook has a lock: {offer.title}."
+    return f"<p><strong>{words_html(words)}</strong></p>"
 
 
 def _afterwards(model: PickerModel) -> list[str]:
