@@ -340,7 +340,7 @@ def _markers(used: Used, named: tuple[Backend, ...], catalog: Catalog) -> Config
         )
         raise ExportError(
             f"`export markers` writes {problem}",
-            hint="name one: `%torchenv export markers cu126`; `%torchenv export extras` writes several",
+            hint="name one, as in `%torchenv export markers cu126`; `extras` writes several",
         )
     [backend] = accelerated
     places = _places(backend, used.torch, catalog)
