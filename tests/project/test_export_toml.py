@@ -184,7 +184,8 @@ def test_the_index_that_is_there_is_used_by_its_own_name() -> None:
     "text",
     [
         (
-            '[project]\nname = "p"\n[tool.uv]\nindex = [{ name = "a", url = "https://a.example" }]\n'
+            '[project]\nname = "p"\n[tool.uv]\n'
+            'index = [{ name = "a", url = "https://a.example" }]\n'
             'sources = { x = { index = "a" } }\n'
         ),
         'project.name = "p"\nproject.version = "1"\ntool.uv.sources.x = { path = "." }\n',

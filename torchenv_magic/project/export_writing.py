@@ -328,7 +328,7 @@ def _script(
         text, commented = script_of(file.cells, block)
         if commented:
             cells = "1 cell has" if commented == 1 else f"{commented} cells have"
-            notes = (f"{cells} lines that only IPython understands: they became comments.",)
+            notes = (f"{cells} lines that only IPython understands: they became comments",)
     else:
         text = with_block_in_script(
             before or "", configuration, used.python, file=shown_notebook(output)
