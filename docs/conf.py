@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -41,8 +41,19 @@ def fill(_app: Sphinx, name: str, content: list[str]) -> None:
     content[0] = fill_page(f"{name}.md", content[0])
 
 
+def level(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
+    # Sphinx makes headings of the captions and gives them no level, so that a screen reader has to
+    # guess it.
+    tree = str(context.get("furo_navigation_tree", ""))
+    context["furo_navigation_tree"] = tree.replace(
+        'role="heading">', 'role="heading" aria-level="2">'
+    )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", fill)
+    # After the theme, which makes the tree.
+    app.connect("html-page-context", level, priority=900)
     # What a page takes from elsewhere is not among the files whose time Sphinx compares.
     app.connect("env-get-outdated", lambda _app, env, *_: list(env.found_docs))
     return {"parallel_read_safe": True}
