@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.once import make_once
 from tests.standin import make_wheel
 from torchenv_magic.installation.own_wheel import wheel_of
 
@@ -16,11 +17,12 @@ from torchenv_magic.installation.own_wheel import wheel_of
 @pytest.fixture(scope="session")
 def kernel_wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of all that a kernel needs, packed from what is installed here."""
-    return pack_kernel_wheels(tmp_path_factory.mktemp("kernel-wheels"))
+    return make_once(tmp_path_factory, "kernel-wheels", pack_kernel_wheels)
 
 
 def pack_kernel_wheels(folder: Path) -> Path:
     """Fill the folder with them; return it."""
+    folder.mkdir(exist_ok=True)
     for name in _closure("ipykernel", "torchenv-magic") - {"torchenv-magic"}:
         wheel_of(importlib.metadata.distribution(name), folder)
     make_wheel(folder, "pip", "99", files={"pip/__init__.py": ""})

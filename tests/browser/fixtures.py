@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import re
 import sys
@@ -22,10 +23,12 @@ from tests.browser.kernel_environment import (
     KernelEnvironment,
     build_project_wheel,
     find_python,
+    interpreter_of,
     make_server_environment,
     run_uv,
 )
 from tests.browser.server import Authentication, FrontEndName, JupyterServer, Server
+from tests.once import make_once
 
 _PAGES = pytest.StashKey[list[FrontEndPage]]()
 _FAILED = pytest.StashKey[bool]()
@@ -181,7 +184,11 @@ def uv_cache() -> Path:
 @pytest.fixture(scope="session")
 def project_wheel(tmp_path_factory: pytest.TempPathFactory, uv_cache: Path) -> Path:
     """Build the checkout's wheel, once in a run."""
-    return build_project_wheel(tmp_path_factory.mktemp("wheel"), cache=uv_cache)
+    folder = make_once(
+        tmp_path_factory, "wheel", lambda folder: build_project_wheel(folder, cache=uv_cache)
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="session")
@@ -192,9 +199,12 @@ def oldest_server_python(
 
     The project's wheel lies in it too, as the plugin is found in the server's environment.
     """
-    return make_server_environment(
-        tmp_path_factory.mktemp("oldest") / "server", wheel=project_wheel, cache=uv_cache
+    folder = make_once(
+        tmp_path_factory,
+        "oldest",
+        lambda folder: make_server_environment(folder, wheel=project_wheel, cache=uv_cache),
     )
+    return interpreter_of(folder)
 
 
 @pytest.fixture(scope="session")
@@ -206,15 +216,15 @@ def kernel_template(
     @functools.cache
     def make(python: Path, project: bool) -> KernelEnvironment:  # noqa: FBT001
         wheel: Path | None = request.getfixturevalue("project_wheel") if project else None
-        made = KernelEnvironment.create(
-            tmp_path_factory.mktemp("template") / "environment",
-            python=python,
-            cache=uv_cache,
-            project=project,
-            project_wheel=wheel,
-        )
-        made.compile()
-        return made
+
+        def fill(folder: Path) -> None:
+            KernelEnvironment.create(
+                folder, python=python, cache=uv_cache, project=project, project_wheel=wheel
+            ).compile()
+
+        path = hashlib.sha256(str(python).encode()).hexdigest()[:8]
+        name = f"template-{path}-{'with' if project else 'without'}"
+        return KernelEnvironment.at(make_once(tmp_path_factory, name, fill), cache=uv_cache)
 
     return make
 

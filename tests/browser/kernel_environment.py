@@ -81,15 +81,7 @@ class KernelEnvironment:
         Raises `EnvironmentMakingError` where uv fails.
         """
         run_uv("venv", "--python", str(python), "--no-project", str(directory), cache=cache)
-        interpreter = interpreter_of(directory)
-        version, site_packages = _ask_interpreter(interpreter)
-        environment = cls(
-            directory=directory,
-            python=interpreter,
-            version=version,
-            site_packages=site_packages,
-            cache=cache,
-        )
+        environment = cls.at(directory, cache=cache)
         if KERNEL_REQUIREMENTS_FILE.is_file():
             environment.install("-r", str(KERNEL_REQUIREMENTS_FILE))
         else:
@@ -100,6 +92,19 @@ class KernelEnvironment:
             wheel = project_wheel or build_project_wheel(directory / ".wheel", cache=cache)
             environment.install("--no-deps", str(wheel))
         return environment
+
+    @classmethod
+    def at(cls, directory: Path, *, cache: Path | None = None) -> KernelEnvironment:
+        """Return the environment that was made there."""
+        interpreter = interpreter_of(directory)
+        version, site_packages = _ask_interpreter(interpreter)
+        return cls(
+            directory=directory,
+            python=interpreter,
+            version=version,
+            site_packages=site_packages,
+            cache=cache,
+        )
 
     def clone(self, directory: Path) -> KernelEnvironment:
         """Make another environment of the same packages, by links to their files and bytecode.

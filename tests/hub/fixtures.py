@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.hub.campus import Campus, CampusMissingError, make_campus
-from tests.hub.hub import HubMissingError, install_proxy
+from tests.hub.hub import HubMissingError, install_proxy, proxy_in
+from tests.once import make_once
 from tests.standin import StandIn
 
 
@@ -19,7 +20,7 @@ from tests.standin import StandIn
 def hub_proxy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the proxy of a hub, once in a run."""
     try:
-        return install_proxy(tmp_path_factory.mktemp("proxy") / "proxy")
+        return proxy_in(make_once(tmp_path_factory, "proxy", install_proxy))
     except HubMissingError as error:
         pytest.skip(str(error))
 

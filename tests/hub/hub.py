@@ -360,9 +360,13 @@ def install_proxy(directory: Path) -> Path:
     if completed.returncode:
         words = re.sub(r"https?://\S+", "…", completed.stderr.strip())
         raise HubMissingError(f"the hub's proxy can't be installed: {words[-500:]}")
-    return (
-        directory / "node_modules" / "configurable-http-proxy" / "bin" / "configurable-http-proxy"
-    )
+    return proxy_in(directory)
+
+
+def proxy_in(directory: Path) -> Path:
+    """Return the program of the proxy that was installed there."""
+    package = directory / "node_modules" / "configurable-http-proxy"
+    return package / "bin" / "configurable-http-proxy"
 
 
 def _find(name: str, path: str) -> str:
