@@ -40,6 +40,8 @@ HANDED_ON = {
     "installation.failures: kind": "its texts are the tuples in that module, collected one by one",
     "installation.planning: super().__init__": "what IndexUnreachableError is made with",
     "installation.undo: Undo": "what its errors are made with",
+    "notebook.magic: message_html": "shows what `view.tell` was given",
+    "notebook.magic: view.tell": "shows an error that a cell can't raise any more",
     "notebook.picker: message_html": "shows an error",
     "preinstall.launch: Record": "keeps an error's texts",
     "preinstall.launch: replace": "keeps an error's texts",
