@@ -1,7 +1,7 @@
 """What pages of this site take from elsewhere: the code, the README, the notebooks.
 
-A page says where by a line of its own, `<!-- from: KIND ARGUMENT -->`; `fill_page` puts the
-Markdown there. So each fact stands in one place, and on GitHub the page is a short text without it.
+A page says where by a line that ends in `<!-- from: KIND ARGUMENT -->`; `fill_page` puts the
+Markdown in its place. What the line begins with is for those who read the page on GitHub.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SECTION_OF = {
 }
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
-PLACE = re.compile(r"^<!-- from: ([a-z]+)(?: (.+?))? -->$", re.MULTILINE)
+PLACE = re.compile(r"^.*<!-- from: ([a-z]+)(?: (.+?))? -->$", re.MULTILINE)
 
 # What a word prints with `--json`, as a record; its own page tells what stands beside.
 DOCUMENTS = {
@@ -71,12 +71,13 @@ FACADE = tuple(
 
 def fill_page(page: str, text: str) -> str:
     """Return the text of the page (`how-to/ci.md`) with what it takes from elsewhere in it."""
-
-    def take(match: re.Match[str]) -> str:
-        return KINDS[match[1]](match[2] or "", page)
-
-    own = _relinked(text, source=f"docs/{page}", page=page)
-    return PLACE.sub(take, own)
+    pieces, end = [], 0
+    for place in PLACE.finditer(text):
+        pieces.append(_relinked(text[end : place.start()], source=f"docs/{page}", page=page))
+        pieces.append(KINDS[place[1]](place[2] or "", page))
+        end = place.end()
+    pieces.append(_relinked(text[end:], source=f"docs/{page}", page=page))
+    return "".join(pieces)
 
 
 # ------------------------------------------------------------------------------ texts of elsewhere

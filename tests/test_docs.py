@@ -111,6 +111,27 @@ def test_what_a_page_takes_from_elsewhere_is_there_and_nothing_of_the_place_stay
         assert f"torchenv {word}" in words
 
 
+def test_a_page_on_github_leads_to_what_the_site_puts_there() -> None:
+    seen = 0
+    for name in PAGES:
+        text = (DOCS / name).read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if "<!-- from: " not in line:
+                continue
+            seen += 1
+            links = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", line)
+            assert links or "`python3 dev.py docs`" in line, f"{name}: {line}"
+            for target, anchor in links:
+                file = DOCS / Path(name).parent / target
+                assert file.is_file(), f"{name}: {target}"
+                headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {
+                    re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings
+                }
+                assert not anchor or anchor in anchors, f"{name}: {target}#{anchor}"
+    assert seen > 20
+
+
 def test_every_file_of_the_repository_that_is_a_page_is_taken_by_that_page() -> None:
     for source, page in PAGE_OF.items():
         text = (DOCS / page).read_text(encoding="utf-8")

@@ -41,9 +41,8 @@ def test_every_notebook_is_run_here_and_a_page_of_the_site() -> None:
     assert {Path(path).stem for path in tracked} == set(NAMES)
     pages = FOLDER.parent / "docs" / "notebooks"
     for name in NAMES:
-        assert (pages / f"{name}.md").read_text(
-            encoding="utf-8"
-        ) == f"<!-- from: notebook {name} -->\n"
+        page = (pages / f"{name}.md").read_text(encoding="utf-8")
+        assert page.endswith(f"<!-- from: notebook {name} -->\n")
 
 
 @pytest.mark.parametrize("name", NAMES)
