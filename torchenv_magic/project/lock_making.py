@@ -21,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from torchenv_magic import __version__
 from torchenv_magic.accelerators.platform import read_platform
+from torchenv_magic.accelerators.records import Platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import Catalog
 from torchenv_magic.builds.current import CurrentCatalog, is_offline
@@ -88,9 +89,8 @@ class _UnfitError(Exception):
     """A backend can't be locked; its text becomes the reason."""
 
 
-def lock_target(interpreter: Interpreter) -> LockTarget:
-    """Return what wheels have to fit here, beside the accelerator."""
-    platform = read_platform(environ=os.environ)
+def lock_target(interpreter: Interpreter, platform: Platform) -> LockTarget:
+    """Return what wheels have to fit there, beside the accelerator."""
     python = ".".join(interpreter.version.split(".")[:2])
     return LockTarget(
         python=f"{python}t" if interpreter.free_threaded else python,
@@ -148,12 +148,18 @@ def make_lock(
     if sites is None:
         sites = read_sites(prefix=environment.prefix)
     release = Version(torch.version).public
-    target = lock_target(environment.interpreter)
+    platform = read_platform(environ=os.environ)
     if catalog is None:
-        catalog, _ = _current(sites).read()
+        current = CurrentCatalog(
+            "never",
+            wheel_platform=platform.wheel_platform,
+            environ=os.environ,
+            mirror=sites.index_base,
+        )
+        catalog, _ = current.read()
     wanted = [ran, *(backend for backend in backends if backend is not None)]
     if not backends:
-        wanted += _backends_of(catalog, release, environment.interpreter)
+        wanted += _backends_of(catalog, release, environment.interpreter, platform)
     making = _Making(
         uv=find_uv(),
         environment=environment,
@@ -179,7 +185,7 @@ def make_lock(
             version=__version__,
             asked=Asked(requirements=asked),
             torch=release,
-            target=target,
+            target=lock_target(environment.interpreter, platform),
             ran=ran,
             backends=in_order((each for each in answers if isinstance(each, LockedBackend)), ran),
         ),
@@ -187,26 +193,17 @@ def make_lock(
     )
 
 
-def _current(sites: Sites) -> CurrentCatalog:
-    platform = read_platform(environ=os.environ)
-    return CurrentCatalog(
-        "never",
-        wheel_platform=platform.wheel_platform,
-        environ=os.environ,
-        mirror=sites.index_base,
-    )
-
-
-def _backends_of(catalog: Catalog, release: str, interpreter: Interpreter) -> list[Backend]:
+def _backends_of(
+    catalog: Catalog, release: str, interpreter: Interpreter, platform: Platform
+) -> list[Backend]:
     """Return the backends that uv knows and that have this release for this machine's Python."""
-    platform = read_platform(environ=os.environ).wheel_platform
     return [
         backend
         for backend in catalog.backends()
         if catalog.is_known_to_uv(backend)
         and any(
             str(build.torch) == release and interpreter.tag in build.python_tags
-            for build in catalog.builds_for(backend, platform)
+            for build in catalog.builds_for(backend, platform.wheel_platform)
         )
     ]
 

@@ -68,7 +68,7 @@ def choose_locked(
         The lock is for another Python or platform, or has no build that runs here.
     """
     selection = status.selection
-    here = lock_target(status.environment.interpreter)
+    here = lock_target(status.environment.interpreter, status.host.platform)
     if here != lock.target:
         raise LockError(
             f"The notebook's lock is for {lock.target}, and this is {here}",
