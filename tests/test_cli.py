@@ -241,7 +241,8 @@ def test_exit_status_and_words_of_a_misspelling(capsys: pytest.CaptureFixture[st
     assert captured.err == (
         "error: `instal` is not a word of `torchenv`\n\n"
         "hint: did you mean `torchenv install`? the words are status, list, plan, install, verify, "
-        "doctor, undo, history, new-kernel, download, preinstall, layer, prefetch, detect, select\n"
+        "doctor, undo, history, lock, restore, export, new-kernel, download, preinstall, layer, "
+        "prefetch, notebook, detect, select\n"
     )
 
 
@@ -582,7 +583,7 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
 ) -> None:
     torchenv(workplace, "install", "cpu", "torch==2.12.0", "--python", target)
     before = everything(target)
-    workplace.standin.rate = 200_000
+    workplace.standin.rate = 40_000
     workplace.cache = workplace.directory / "cache"
     process = subprocess.Popen(
         [workplace.torchenv, "install", "cpu", "torch==2.13.0", "--python", str(target)],
@@ -592,7 +593,7 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
         text=True,
         env=workplace.variables,
     )
-    workplace.standin.wait_for(r"torch-2\.13\.0.*\.whl$", sent=300_000, timeout=SECONDS)
+    workplace.standin.wait_for(r"torch-2\.13\.0.*\.whl$", sent=40_000, timeout=SECONDS)
     assert uv_processes(workplace.variables)
     # Who only looks meanwhile is answered; who would change something too waits, and may leave.
     status = torchenv(workplace, "status", "--python", target).stdout
@@ -618,7 +619,7 @@ def test_a_stop_during_the_download_leaves_all_as_it_was(
 def test_progress_moves_on_a_terminal_and_ctrl_c_ends_it(
     workplace: Workplace, target: Path
 ) -> None:
-    workplace.standin.rate = 300_000
+    workplace.standin.rate = 60_000
     workplace.cache = workplace.directory / "cache"
     with on_a_terminal(workplace, "install", "cpu", "--python", target) as child:
         child.expect(r"Downloading from the PyTorch index")

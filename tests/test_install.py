@@ -290,7 +290,7 @@ def test_everything_is_fetched_before_the_environment_is_touched(cold_target: Ta
     target.install("cpu")
     plan = target.plan("cu126", "torch", "torchvision")
     before = target.snapshot()
-    standin.rate = 700_000
+    standin.rate = 60_000
     asked_at_the_switch: list[int] = []
 
     def listen(event: Event) -> None:
@@ -298,7 +298,7 @@ def test_everything_is_fetched_before_the_environment_is_touched(cold_target: Ta
             asked_at_the_switch.append(len(standin.requests))
 
     thread, errors = in_thread(lambda: install_plan(plan, on_event=listen))
-    standin.wait_for(TORCH_WHEEL, sent=500_000)
+    standin.wait_for(TORCH_WHEEL, sent=50_000)
     during = {n: v for n, v in target.snapshot().items() if ".torchenv-work" not in n}
     assert during == before
     assert target.imported() == f"{TORCH}+cpu"
@@ -377,9 +377,9 @@ def test_a_plan_is_not_carried_out_in_an_environment_that_changed(target: Target
 
 def test_what_changes_while_it_downloads_is_seen_before_the_switch(cold_target: Target) -> None:
     plan = cold_target.plan("cu126", "torch", "sympy")
-    cold_target.standin.rate = 600_000
+    cold_target.standin.rate = 60_000
     thread, errors = in_thread(lambda: install_plan(plan))
-    cold_target.standin.wait_for(TORCH_WHEEL, sent=100_000)
+    cold_target.standin.wait_for(TORCH_WHEEL, sent=50_000)
     cold_target.uv("filelock")
     before = cold_target.snapshot()
     cold_target.standin.rate = None
@@ -424,10 +424,10 @@ def test_cancelled_while_it_downloads(cold_target: Target) -> None:
     target = cold_target
     plan = target.plan("cu126", *FAMILY)
     before = target.snapshot()
-    target.standin.rate = 300_000
+    target.standin.rate = 60_000
     cancellation = Cancellation()
     thread, errors = in_thread(lambda: install_plan(plan, cancellation=cancellation))
-    target.standin.wait_for(TORCH_WHEEL, sent=100_000)
+    target.standin.wait_for(TORCH_WHEEL, sent=50_000)
     asked = time.monotonic()
     cancellation.cancel()
     thread.join(30)
@@ -504,7 +504,7 @@ def test_an_interrupt_of_the_calling_thread_changes_nothing(target: Target) -> N
 def test_two_installs_at_once_are_one_and_a_message(cold_target: Target) -> None:
     target = cold_target
     plan = target.plan("cu126")
-    target.standin.rate = 300_000
+    target.standin.rate = 60_000
     cancellation = Cancellation()
     thread, errors = in_thread(lambda: install_plan(plan, cancellation=cancellation))
     target.standin.wait_for(TORCH_WHEEL, sent=1)

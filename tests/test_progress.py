@@ -376,7 +376,7 @@ def test_a_listener_may_end_the_whole_thing() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="bars come from a pseudo-terminal")
 def test_bytes_grow_while_a_throttled_install_runs(cold_target: Target) -> None:
     plan = cold_target.plan("cu126", "torch", "torchvision")
-    cold_target.standin.rate = 2_000_000
+    cold_target.standin.rate = 1_000_000
     events: list[Event] = []
     install_plan(plan, on_event=events.append)
     assert phases(events) == ["download", "unpack", "link", "switch", "check", "done"]

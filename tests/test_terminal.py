@@ -297,7 +297,7 @@ if sys.platform != "win32":
         command: tuple[list[str], dict[str, str]], fresh_standin: StandIn
     ) -> None:
         program, variables = command
-        fresh_standin.rate = 200_000
+        fresh_standin.rate = 60_000
         sent = False
         text = ""
         for process, text in on_terminal(program, variables):

@@ -101,7 +101,7 @@ def test_interrupt_stops_uv_and_leaves_all_as_it_was(
     workplace: Workplace, started: Started
 ) -> None:
     kernel, manager = started
-    workplace.standin.rate = 300_000
+    workplace.standin.rate = 60_000
     run(
         kernel,
         "import threading, time\nticks = []\ndef tick():\n"

@@ -22,7 +22,7 @@ FRONT_ENDS: list[tuple[Literal["oldest", "newest"], FrontEndName]] = [
     ("newest", "notebook"),
 ]
 INSTALL = "Install and restart kernel"
-RATE = 400_000
+RATE = 60_000
 """Bytes per second: slow enough that a download can be watched and cancelled."""
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 
 INSTALL = "Install and restart kernel"
 VERIFICATION_CELL = "%load_ext torchenv_magic\n%torchenv verify"
-MADE_RATE = 400_000
+MADE_RATE = 60_000
 """Bytes per second: slow enough that a made wheel's download can be watched and cancelled."""
 
 
@@ -127,7 +127,7 @@ def test_another_python_by_clicking_in_notebook_7(
     open_page: OpenPage,
     fresh_standin: StandIn,
 ) -> None:
-    fresh_standin.rate = 3 * MADE_RATE
+    fresh_standin.rate = 20 * MADE_RATE
     here = stage(front_end="notebook", python="3.13")
     page = open_page(here.server, here.notebook("click.ipynb", LOAD, "%torchenv"))
     page.run_cell(0)

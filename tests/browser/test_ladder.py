@@ -353,7 +353,7 @@ def test_of_two_pages_on_one_kernel_only_the_one_that_asked_acts(
 def hold_install(servers: Servers, standin: StandIn) -> None:
     """Have the next install take so long that a person can do something meanwhile."""
     shutil.rmtree(servers.place.cache, ignore_errors=True)
-    standin.rate = 60_000
+    standin.rate = 30_000
 
 
 def wait_for_download(page: FrontEndPage) -> None:

@@ -178,7 +178,7 @@ def test_the_keyboard_keeps_its_place_through_plan_install_cancel_and_verify(
     page.wait_for_output(1, r"installs torch 2\.13\.0\+cpu")
     assert_has_keyboard(page, "Show plan")
 
-    fresh_standin.rate = SLOW
+    fresh_standin.rate = SLOW // 8
     page.press("Shift+Tab")
     assert_has_keyboard(page, INSTALL)
     page.press("Space")

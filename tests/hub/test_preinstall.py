@@ -98,7 +98,7 @@ def test_a_person_picks_a_build_watches_it_come_and_imports_torch_in_the_first_c
     hub: Hub, users: list[UnixUser], campus: Campus, browser: Browser, tmp_path: Path
 ) -> None:
     person = users[0]
-    campus.standin.rate = 700_000  # the page has something to show
+    campus.standin.rate = 250_000  # the page has something to show
 
     def visit() -> None:
         context = browser.new_context(1)
