@@ -225,6 +225,8 @@ class Words:
     """Where `export` writes."""
     lock: bool = False
     """Lets `notebook remove` take the lock away too."""
+    named: bool = False
+    """Whether `notebook add` was told what the cell is to install, be it `auto` or `torch`."""
     backends: tuple[Backend | None, ...] = ()
     """For which backends `prefetch`, `lock` and `export` do it; None is the best for this
     machine."""
@@ -355,6 +357,7 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
         notebooks=notebooks,
         output=getattr(options, "output", None),
         lock=getattr(options, "lock", False),
+        named=first == "notebook" and bool(options.what),
         backends=backends,
         layers=getattr(options, "layers", False),
         yes=getattr(options, "yes", False),

@@ -146,3 +146,18 @@ def test_neighbours_that_are_written_otherwise_than_the_file_are_followed() -> N
         '{\n  "items": [{\n    "a": 1\n  }, {\n    "a": 3\n  }, {\n    "a": 2\n  }],\n'
         '  "rows": [\n    {"a": 1},\n    {"a": 2}\n  ]\n}'
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        (r'{"a": "\u00e9"}', True),
+        (r'{"a": "\\u00e9"}', False),
+        (r'{"a": "\\\u00e9"}', True),
+        (r'{"a": "\u001b\u0041\n"}', False),
+        (r'{"a": "\u00e9é"}', False),
+    ],
+)
+def test_escapes_are_written_where_the_file_has_them(text: str, *, escaped: bool) -> None:
+    edited = insert_member(text, 0, 1, "b", "ü", style=style_of(text))
+    assert edited.endswith(r'"b": "\u00fc"}' if escaped else '"b": "ü"}')

@@ -418,6 +418,9 @@ def test_the_command_adds_checks_and_removes(
     assert run("add", "n.ipynb", "cu126") == 0
     answer = capsys.readouterr()
     assert (answer.out, answer.err) == ("n.ipynb: nothing to do\n", "")
+    assert run("add", "n.ipynb", "auto") == 0
+    assert sources(read_notebook_file(file.path))[1] == INSTALL
+    capsys.readouterr()
     assert run("remove", "n.ipynb", "./n.ipynb") == 0
     assert capsys.readouterr().out == "n.ipynb: set-up cell removed, verification cell removed\n"
     assert file.path.read_bytes() == file.read

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torchenv_magic.cli.talk import FAILED, print_data, talk
 from torchenv_magic.errors import NotebookError, RequestError
-from torchenv_magic.selection import Request
 from torchenv_magic.serialization import to_json
 from torchenv_magic.words import Words
 
@@ -38,8 +37,7 @@ def _add(words: Words) -> int:
     from torchenv_magic.project.notebook_file import read_notebook_file
 
     (path,) = words.notebooks
-    asked = None if words.request == Request() else words.request
-    edited = add_cells(read_notebook_file(path), asked)
+    edited = add_cells(read_notebook_file(path), words.request if words.named else None)
     return _write(words, [edited], _edit_to_json(edited))
 
 

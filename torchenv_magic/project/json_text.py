@@ -27,6 +27,8 @@ __all__ = [
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BREAK = re.compile(r"\r\n|\n|\r")
+# Each is read to its end: the second half of `\\` begins none. ASCII is escaped by every writer.
+_ESCAPE = re.compile(r"\\(?:(u(?!00[0-7]))|.)", re.DOTALL)
 _DECODER = json.JSONDecoder()
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -110,7 +112,7 @@ def style_of(text: str) -> Style:
         item_gap=" " if broken or _BREAK.search(gap) else gap,
         key_separator=": " if _BREAK.search(key_separator) else key_separator,
         ascii=text.removeprefix(BYTE_ORDER_MARK).isascii()
-        and re.search(r"(?<!\\)(?:\\\\)*\\u(?!00[0-7])", text) is not None,
+        and any(match[1] for match in _ESCAPE.finditer(text)),
     )
 
 

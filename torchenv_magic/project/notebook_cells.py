@@ -155,7 +155,7 @@ def _parsed(line: str) -> Words:
     except (ValueError, HelpRequested):
         raise RequestError(
             f"The set-up cell's line `{_shown(line)}` can't be read",
-            hint="write it such as `%torchenv install torchvision`",
+            hint="write it anew: `torchenv notebook add NOTEBOOK torchvision`",
         ) from None
     for text in words.request.requirements:
         parse_requirement(text, trusted=False)
@@ -436,7 +436,7 @@ def _lock_findings(
             yield Finding(
                 code="setup-stale",
                 message=f"The set-up cell, cell {setup[0] + 1}, installs nothing",
-                hint="name what it is to install: `torchenv notebook add NOTEBOOK torch`",
+                hint="name what it is to install: `torchenv notebook add NOTEBOOK auto`",
             )
     if lock is None:
         if known and words is not None and words.word == "restore" and not words.notebooks:
