@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -40,8 +41,9 @@ from torchenv_magic.project.notebook_cells import (
 )
 from torchenv_magic.project.notebook_file import NotebookFile, read_notebook_file, source_of
 from torchenv_magic.selection import Request
-from torchenv_magic.words import parse_request
+from torchenv_magic.words import parse_request, parse_words
 
+HOOKS = Path(__file__).resolve().parents[2] / ".pre-commit-hooks.yaml"
 LOAD = "%load_ext torchenv_magic"
 INSTALL = f"{LOAD}\n%torchenv install"
 RESTORE = f"{LOAD}\n%torchenv restore"
@@ -477,6 +479,18 @@ def test_a_check_needs_no_kernel_and_no_ipython(make: Make) -> None:
         arguments, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": ""}
     )
     assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_the_hook_for_other_repositories_is_valid_and_its_line_is_one_of_ours() -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pre_commit", "validate-manifest", str(HOOKS)], check=True
+    )
+    (entry,) = re.findall(
+        r"^  entry: torchenv (.+)$", HOOKS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    words = parse_words([*entry.split(), "a.ipynb", "b/c.ipynb"], notebook=False)
+    assert (words.word, words.action) == ("notebook", "check")
+    assert words.notebooks == (Path("a.ipynb"), Path("b/c.ipynb"))
 
 
 def test_the_cells_install_and_verify_when_the_notebook_is_run(workplace: Workplace) -> None:
