@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,13 @@ from torchenv_magic.accelerators.records import Accelerator, ComputeCapability
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.cli import main
 from torchenv_magic.environment import Environment, Interpreter
-from torchenv_magic.errors import ConsentError, InstallCancelled, LockError, TorchEnvError
+from torchenv_magic.errors import (
+    ConsentError,
+    InstallCancelled,
+    LockError,
+    PlanError,
+    TorchEnvError,
+)
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.plan import Plan
@@ -340,6 +347,64 @@ def test_a_server_that_nobody_named_is_an_error_and_never_asked(
     install_plan(plan)
     assert target.versions() == pins(lock, "cpu")
     assert not [r for r in target.standin.requests if r.host == "evil.example"]
+
+
+def source_that_runs(folder: Path, name: str) -> Path:
+    """Make a source distribution in `folder` whose build leaves a trace; return where."""
+    ran = folder.parent / f"{name}-ran"
+    source = folder.parent / f"{name}-1.0"
+    source.mkdir()
+    backend = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (source / "pyproject.toml").write_text(backend, encoding="utf-8")
+    (source / "backend.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
+    (source / "PKG-INFO").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8"
+    )
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / f"{name}-1.0.tar.gz", "w:gz") as archive:
+        archive.add(source, source.name)
+    return ran
+
+
+def test_nothing_that_a_lock_names_is_ever_built(
+    target: Target, lock: NotebookLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build runs the code of whoever wrote the package, which a stranger's lock may choose."""
+    traces = [source_that_runs(tmp_path / "wheels", name) for name in ("asked", "locked")]
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "wheels"))
+    named = copy.deepcopy(lock_to_json(lock)["backends"]["cpu"]["packages"][0])
+    named["name"], named["version"] = "locked", "1.0"
+    named["wheels"][0]["url"] = f"https://{FILE_HOST}/whl/cpu/locked-1.0-py3-none-any.whl"
+
+    asking = changed(lock, lambda data: data["asked"]["requirements"].append("asked"))
+    naming = changed(lock, lambda data: data["backends"]["cpu"]["packages"].append(named))
+    before = target.snapshot()
+    # What was asked for and is not locked stays out; what is locked and has no wheel fails.
+    assert plan_of(target, asking).versions == pins(lock, "cpu")
+    with pytest.raises(PlanError):
+        plan_of(target, naming)
+    assert [trace for trace in traces if trace.exists()] == []
+    assert target.snapshot() == before
+
+
+def test_a_lock_that_is_incomplete_or_has_other_wheels_is_not_kept(
+    target: Target, lock: NotebookLock
+) -> None:
+    def drop(data: dict[str, Any]) -> None:
+        table = data["backends"]["cpu"]
+        table["packages"] = [each for each in table["packages"] if each["name"] != "numpy"]
+
+    def rename(data: dict[str, Any]) -> None:
+        for each in data["backends"]["cpu"]["packages"]:
+            if each["name"] == "numpy":
+                each["wheels"][0]["url"] = each["wheels"][0]["url"].replace("py3-none", "cp2-none")
+                each["wheels"][0]["hashes"]["sha256"] = "0" * 64
+
+    with pytest.raises(LockError, match="what is locked needs numpy here, which is not locked"):
+        plan_of(target, changed(lock, drop))
+    with pytest.raises(LockError, match="which is another wheel than the one that was locked"):
+        plan_of(target, changed(lock, rename))
+    assert target.versions() == {}
 
 
 def test_a_mirror_serves_what_was_locked_from_the_index(target: Target, lock: NotebookLock) -> None:

@@ -294,28 +294,27 @@ class _Planner:
         self.sites = sites
         self.index = index_source(backend, sites)
         self.declined: list[str] = []
-        # What a source distribution builds runs code of whoever wrote it.
-        self._wheels_only = (
-            ()
-            if sites.allow_sdist
-            else tuple(f"--only-binary={member}" for member in FAMILY_MEMBERS)
+        # What a source distribution builds runs code of whoever wrote it; and what a lock names,
+        # somebody else has chosen.
+        members = () if sites.allow_sdist else FAMILY_MEMBERS
+        self._wheels_only = tuple(
+            f"--only-binary={name}" for name in ((":all:",) if pins else members)
         )
         self.reason = reason
         self.exclusion = exclusion
-        self.pins = {name: f"=={version}" for name, version in pins.items()}
+        self.pins = pins
         self.stored = stored
-        # What is looked for in folders: the very versions where these are given.
-        members = [name for name in FAMILY_MEMBERS if name in self.pins]
+        # Nothing of what was asked for where the lock was made, beyond what it became.
         self.wanted = (
-            replace(request, requirements=tuple(f"{name}{self.pins[name]}" for name in members))
-            if members
+            replace(request, requirements=tuple(f"{name}=={pins[name]}" for name in pins))
+            if pins
             else request
         )
         self.on_event = on_event
         self.cancellation = cancellation
         self.offline = is_offline(os.environ)
         self.subject = f"{' '.join(request.requirements)} for {backend}"
-        self.question = ask(request, environment, backend, exclusion=exclusion, pins=self.pins)
+        self.question = ask(self.wanted, environment, backend, exclusion=exclusion)
 
     def plan(self, *, consent: bool) -> Plan:
         """Return the plan from the index or, with consent, from where else the wheels are."""
@@ -689,11 +688,7 @@ class _Planner:
         attempts: Sequence[tuple[str, ...]] = ((), ("--offline",)),
     ) -> Plan | None:
         question = ask(
-            self.request,
-            self.environment,
-            self.backend,
-            exclusion=self.exclusion,
-            pins={**self.pins, **pins},
+            self.wanted, self.environment, self.backend, exclusion=self.exclusion, pins=pins
         )
         # What is not in the folder may be in uv's cache, where PyPI is away as well.
         for options in attempts:

@@ -261,9 +261,9 @@ def _check_versions(plan: Plan, locked: LockedBackend, environment: Environment)
                 f"{version}",
                 hint="run `%torchenv restore` in an environment of its own",
             )
-    follows = {package.name for package in environment.packages} & {*FAMILY_MEMBERS}
-    surplus = sorted(plan.versions.keys() - locked.pins.keys())
-    if surplus and not follows - locked.pins.keys():
+    members = {package.name for package in environment.packages} & {*FAMILY_MEMBERS}
+    surplus = sorted(plan.versions.keys() - locked.pins.keys() - members)
+    if surplus:
         raise LockError(
             f"The lock can't be kept: what is locked needs {surplus[0]} here, which is not locked",
             hint="lock the notebook anew on a machine like this one",
