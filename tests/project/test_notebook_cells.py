@@ -276,6 +276,19 @@ def test_another_language_gets_no_cells(make: Make, metadata: Any) -> None:
         add_cells(make(metadata=metadata), None)
 
 
+def test_what_the_kernel_says_of_its_language_goes_first(make: Make) -> None:
+    sage = {"kernelspec": {"language": "sage"}, "language_info": {"name": "python"}}
+    assert len(add_cells(make(metadata=sage), None).file.cells) == 2
+
+
+def test_a_tagged_cell_that_was_made_a_text_does_not_count(make: Make) -> None:
+    for cell in (setup(INSTALL), VERIFICATION):
+        file = make({**cell, "cell_type": "raw"}, {**code("1"), "id": []}, minor=5)
+        assert len(check_cells(file)) == 2
+        assert len(add_cells(file, None).file.cells) == 4
+        assert sources(remove_cells(file, lock=False).file) == ["1"]
+
+
 def test_a_lock_that_is_not_trusted_stops_what_would_restore_it(make: Make) -> None:
     file = make(metadata={"torchenv": {"schema": 1}})
     with pytest.raises(LockError):

@@ -114,7 +114,12 @@ def _is_setup_source(source: str) -> bool:
 
 
 def _tagged(cells: Sequence[_Cell], tag: str) -> list[int]:
-    return [index for index, cell in enumerate(cells) if _has_tag(cell, tag)]
+    """Return which cells have the tag; one that was made a text runs no more."""
+    return [
+        index
+        for index, cell in enumerate(cells)
+        if cell.get("cell_type") == "code" and _has_tag(cell, tag)
+    ]
 
 
 def _find(cells: Sequence[_Cell]) -> tuple[list[int], list[int]]:
@@ -293,7 +298,7 @@ def _new_cell(file: NotebookFile, source: str, tag: str) -> dict[str, Any]:
     }
     if file.has_cell_ids:
         # One that is the same each time: to add twice from one file is the same bytes.
-        taken = {each.get("id") for each in file.cells}
+        taken = [each.get("id") for each in file.cells]
         names = (tag, *(f"{tag}-{number}" for number in range(2, len(taken) + 3)))
         cell["id"] = next(name for name in names if name not in taken)
     return cell
@@ -325,15 +330,19 @@ def _install_line(request: Request) -> str:
 
 def _check_language(file: NotebookFile) -> None:
     """Refuse a notebook for R or Julia, whose kernels know no `%torchenv`."""
-    for key, field in (("kernelspec", "language"), ("language_info", "name")):
+    # The kernel's own word goes first: Sage has a language by name, and runs Python.
+    for key, field in (("language_info", "name"), ("kernelspec", "language")):
         table = file.metadata.get(key)
         language = table.get(field) if isinstance(table, dict) else None
-        if isinstance(language, str) and "python" not in language.lower():
-            raise NotebookError(
-                f"`{shown_notebook(file.path)}` is a notebook for {_shown(language)}, and these "
-                "cells are Python",
-                hint="name a notebook with a Python kernel",
-            )
+        if not isinstance(language, str):
+            continue
+        if "python" in language.lower():
+            return
+        raise NotebookError(
+            f"`{shown_notebook(file.path)}` is a notebook for {_shown(language)}, and these "
+            "cells are Python",
+            hint="name a notebook with a Python kernel",
+        )
 
 
 def remove_cells(file: NotebookFile, *, lock: bool) -> Edited:
