@@ -33,12 +33,14 @@ STANDIN = ("127.0.0.1",)
 
 
 def parts() -> tuple[Status, NotebookLock]:
-    """Return made-up facts: a machine with a GTX 1080 Ti, and a lock for Python and system here."""
+    """Return made-up facts: a machine with a GTX 1080 Ti, and a lock for such machines."""
     assert LOCKED.status is not None
     assert LOCKED.lock is not None
     assert LOCKED.lock.lock is not None
-    target = lock_target(LOCKED.status.environment.interpreter)
-    return LOCKED.status, replace(LOCKED.lock.lock, target=target)
+    status = LOCKED.status
+    target = lock_target(status.environment.interpreter, status.host.platform)
+    assert LOCKED.lock.lock.target == target
+    return status, LOCKED.lock.lock
 
 
 def with_torch(environment: Environment, version: str) -> Environment:

@@ -4,6 +4,7 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
+from tests.browser.picker_gallery import MODELS
 from tests.fleet import machines
 from torchenv_magic.accelerators import detect
 from torchenv_magic.builds.backend import Backend
@@ -34,6 +36,8 @@ from torchenv_magic.notebook.picker_look import (
     obstacle,
 )
 from torchenv_magic.notebook.session import LoadedDistribution, SessionEffects
+from torchenv_magic.project.lock import lock_to_json
+from torchenv_magic.project.lock_making import lock_target
 from torchenv_magic.selection import Request
 
 pytestmark = pytest.mark.skipif(
@@ -398,3 +402,96 @@ def test_what_a_restart_costs_is_said_before_the_click(picker: Picker) -> None:
         "(largest: <code>first</code>, 4.0 MB; <code>second</code>, 3.0 MB; <code>third</code>, "
         "2.0 MB) are lost with a restart. You are asked before the kernel is restarted."
     ) in picker.view.said.value
+
+
+def state_of(picker: Picker) -> str:
+    return picker.state
+
+
+def open_with_lock(picker: Picker, folder: Path, *, python: str | None = None) -> None:
+    """Open the picker in a notebook whose lock has the builds of the gallery, for this Python."""
+    offer, status = MODELS["locked"].lock, picker.status
+    assert offer is not None
+    assert offer.lock is not None
+    assert status is not None
+    target = lock_target(status.environment.interpreter, status.host.platform)
+    lock = replace(offer.lock, target=replace(target, python=python or target.python))
+    notebook = {"cells": [], "metadata": {"torchenv": lock_to_json(lock)}, "nbformat": 4}
+    path = folder / "locked.ipynb"
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    front_end = FrontEnd(kind="jupyter", reason="a test", notebook_path=path)
+    open_picker(picker._shell, front_end)
+    until(picker._looked.is_set)
+
+
+def test_a_lock_is_offered_first_and_whoever_chooses_is_left_alone_until_it_is_opened_again(
+    picker: Picker, tmp_path: Path
+) -> None:
+    open_with_lock(picker, tmp_path)
+    assert state_of(picker) == "locked"
+    assert picker.view.primary.description == "Restore it"
+    picker.view.secondary.click()
+
+    assert state_of(picker) == "ready"
+    assert "Open the picker again to restore it" in picker.view.facts.value
+    picker.view.audio.value = True  # what follows it is the fields' business
+    assert state_of(picker) == "ready"
+
+    picker.view.audio.value = False
+    open_with_lock(picker, tmp_path)
+    assert state_of(picker) == "locked"
+
+
+def test_a_lock_that_can_t_be_had_now_stays_on_offer_with_the_reason(
+    picker: Picker, tmp_path: Path
+) -> None:
+    open_with_lock(picker, tmp_path)
+    picker.view.primary.click()
+    until(lambda: picker.job is None)
+
+    assert state_of(picker) == "locked"  # there is no network
+    assert picker._model.error is not None
+    assert "role='alert'" in picker.view.said.value
+    assert picker.view.primary.description == "Restore it"
+    # Opened again, it still says how that ended.
+    open_with_lock(picker, tmp_path)
+    assert picker._model.error is not None
+    picker.view.secondary.click()
+    assert state_of(picker) == "ready"
+    assert look(picker._model).said.count("alert") == 0
+
+
+def test_a_lock_for_another_python_leaves_the_picker_as_it_is(
+    picker: Picker, tmp_path: Path
+) -> None:
+    open_with_lock(picker, tmp_path, python="3.9")
+    assert state_of(picker) == "ready"
+    assert "restored here: the notebook" in picker.view.facts.value
+
+
+def test_a_lock_that_cannot_be_read_does_not_keep_the_picker_from_being_there(
+    picker: Picker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("torchenv_magic.notebook.picker.read_lock_offer", fail)
+    open_with_lock(picker, tmp_path)
+    assert state_of(picker) == "ready"
+
+
+def test_what_was_agreed_to_for_a_lock_is_restored_and_nothing_else(
+    picker: Picker, tmp_path: Path
+) -> None:
+    open_with_lock(picker, tmp_path)
+    losing = MODELS["consenting"].plan
+    assert losing is not None
+    picker._set(restores=True)
+    picker._ask_consent(losing)
+    picker.view.restart.click()
+    until(lambda: picker.job is None)
+    assert picker._model.restores
+
+    picker._ask_consent(losing)
+    picker.view.primary.click()
+    assert (state_of(picker), picker.view.primary.description) == ("locked", "Restore it")

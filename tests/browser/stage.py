@@ -130,7 +130,8 @@ def stage(
         extra: Mapping[str, str | None] | None = None,
     ) -> Stage:
         cache = tmp_path / "uv-cache"
-        environment = make_kernel_environment(python)
+        number = next(_numbers)
+        environment = make_kernel_environment(python, name=f"kernel-{number}")
         foreign = _foreign(fresh_standin, cache)
         if authentication is None and extra is None:
             server = share_server(front_end, plugin, server_python)
@@ -147,7 +148,7 @@ def stage(
         variables = {name: os.environ[name] for name in own if name in os.environ}
         kernel = environment.write_kernelspec(
             server.data_directory,
-            name=f"stage-{next(_numbers)}",
+            name=f"stage-{number}",
             environment={**variables, **child.set},
         )
         return Stage(server, environment, kernel, cache)
