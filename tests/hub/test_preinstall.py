@@ -35,6 +35,8 @@ pytestmark = [pytest.mark.hub]
 
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 SECONDS = 90.0
+HUB_SECONDS = 30
+"""What JupyterHub gives a server to answer, where nobody has set anything."""
 LINES = """
 from torchenv_magic.hub import configure
 
@@ -42,7 +44,7 @@ from torchenv_magic.hub import configure
 def limit(spawner):
     # As a hub that has left its time-outs as they are.
     if "defaults" in (group.name for group in spawner.user.groups):
-        spawner.http_timeout = 30
+        spawner.http_timeout = {seconds}
 
 
 c.Spawner.pre_spawn_hook = limit
@@ -52,6 +54,15 @@ c.Spawner.environment["TORCHENV_FIND_LINKS"] = lambda spawner: (
 c.JupyterHub.cleanup_servers = False
 c.JupyterHub.load_groups = {{"defaults": {{"users": {names!r}}}}}
 configure(c, variants=("auto", "cpu", "cu126"), wait=60)
+
+
+def be_patient(spawner):
+    # How long the install is waited for is settled by now; how long Jupyter takes is the machine's.
+    spawner.http_timeout = 120
+    return "1"
+
+
+c.Spawner.environment["TEST_PATIENCE"] = be_patient
 """
 IMPORT = "import torch; print(torch.__version__)"
 
@@ -71,6 +82,7 @@ def hub(
     For three of them its time-outs are JupyterHub's own, and one has the real wheel in reach.
     """
     lines = LINES.format(
+        seconds=HUB_SECONDS,
         wheels=str(campus.wheels),
         real=str(campus.directory / "real"),
         named=users[9].name,
@@ -232,6 +244,7 @@ def test_with_the_time_outs_of_jupyterhub_three_at_once_get_their_servers_and_to
     with _answering(hub):
         addresses = _start_all(hub, three)
     for person in three:
+        assert _wait_told(person) < HUB_SECONDS
         _wait_until_done(person)
         (python,) = person.home.glob(".local/share/torchenv/environments/*/bin/python")
         assert person.run(python, "-c", IMPORT).stdout.strip().endswith("+cpu")
@@ -416,6 +429,14 @@ def _variables(process: psutil.Process) -> dict[str, str]:
         return process.environ()
     except psutil.Error:
         return {}
+
+
+def _wait_told(person: UnixUser) -> float:
+    """Return how many seconds a server was told to wait for its install at most."""
+    told = {_variables(each).get("TORCHENV_PREINSTALL_WAIT") for each in person.processes()}
+    (seconds,) = told - {None}
+    assert seconds
+    return float(seconds)
 
 
 def _token_of_server(person: UnixUser) -> str:
