@@ -12,9 +12,10 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
 
 from tests.browser.picker_gallery import MODELS
-from tests.test_headless import execute
+from tests.test_headless import execute, execute_notebook
 from tests.test_plugin import Page
 from tests.test_words_in_kernel import LOAD, run, shown
 from tests.workplace import Workplace, outputs_of
@@ -185,13 +186,37 @@ def test_an_open_file_is_not_written_without_consent(tmp_path: Path) -> None:
         assert caught.value.hint.startswith("save the notebook, then run `%torchenv lock --yes`")
 
 
-def test_where_the_notebook_is_not_known_its_file_is_asked_for() -> None:
+def test_where_the_notebook_is_not_known_its_file_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(NotebookError, match="not known") as caught:
         choose_place(front_end("terminal", None), None, consent=True)
     assert "`%torchenv lock NOTEBOOK.ipynb`" in caught.value.hint
     with pytest.raises(NotebookError, match="not known") as caught:
-        notebook_to_read(front_end("headless", None), None)
+        notebook_to_read(front_end("headless", None), None, folder=tmp_path)
     assert "`%torchenv restore NOTEBOOK.ipynb`" in caught.value.hint
+
+
+def test_a_run_that_names_no_notebook_finds_the_one_that_has_the_running_cell(
+    tmp_path: Path,
+) -> None:
+    headless = replace(front_end("headless", None), cell_source="%torchenv restore")
+
+    def write(name: str, source: str, **metadata: object) -> Path:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        notebook.metadata.update(metadata)
+        nbformat.write(notebook, tmp_path / name)
+        return tmp_path / name
+
+    write("a-without-a-lock.ipynb", "%torchenv restore")
+    write("another.ipynb", "print(1)", torchenv={"schema": 1})
+    own = write("own.ipynb", "%torchenv restore", torchenv={"schema": 1})
+    assert notebook_to_read(headless, None, folder=tmp_path) == own
+    # What papermill writes meanwhile is a copy.
+    write("written-by-the-run.ipynb", "%torchenv restore", torchenv={"schema": 1})
+    assert notebook_to_read(headless, None, folder=tmp_path) == own
+    # Of two locks either could be meant.
+    write("twin.ipynb", "%torchenv restore", torchenv={"schema": 2})
+    with pytest.raises(NotebookError, match="not known"):
+        notebook_to_read(headless, None, folder=tmp_path)
 
 
 @pytest.mark.parametrize("consent", [False, True])
@@ -203,6 +228,12 @@ def test_a_run_that_writes_its_own_copy_makes_no_lock(tmp_path: Path, *, consent
 
 
 # ------------------------------------------------------------------------------------ real kernels
+
+
+def with_cells(path: Path, *sources: str) -> NotebookNode:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    return notebook
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
@@ -251,10 +282,12 @@ def test_a_lock_goes_from_a_cell_into_the_notebook_and_from_that_into_an_environ
         assert read_lock(metadata_of(path), plain_hosts=STANDIN) == lock
         exported = kernel.printed(kernel.send("%torchenv export requirements", cell_id="export"))
         assert "torch==2.12.0" in exported
-    locked = path.read_bytes()
 
     workplace.clear()
-    notebook = execute(workplace, LOAD, f"%torchenv restore {path.name}", "import torch")
+    # A run tells its kernel no name: the notebook is found by its cell.
+    nbformat.write(with_cells(path, LOAD, "%torchenv restore", "import torch"), path)
+    locked = path.read_bytes()
+    notebook = execute_notebook(workplace, nbformat.read(path, as_version=4))
     assert "Installed torch 2.12.0+cpu" in outputs_of(notebook, 1)
     assert "PyTorch works\n" in outputs_of(notebook, 1)
     assert workplace.versions()["torch"] == "2.12.0+cpu"

@@ -6,6 +6,7 @@ itself, where the plugin is there; a file that a page has open is written with c
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from typing import Literal
 
 from torchenv_magic.errors import ConsentError, NotebookError, TorchEnvError
 from torchenv_magic.notebook.front_end import FrontEnd
-from torchenv_magic.project.notebook_file import shown_notebook
+from torchenv_magic.notebook.lock_offer import read_saved_metadata
+from torchenv_magic.project.lock import METADATA_KEY
+from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook, source_of
 
 __all__ = ["Place", "choose_place", "is_same_notebook", "no_page", "notebook_to_read"]
+
+_MOST_FILES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,17 +76,48 @@ def no_page(
     )
 
 
-def notebook_to_read(front_end: FrontEnd, named: Path | None) -> Path:
+def notebook_to_read(front_end: FrontEnd, named: Path | None, *, folder: Path) -> Path:
     """Return the notebook whose lock is restored: the one that is named, else the one that runs.
+
+    Parameters
+    ----------
+    folder
+        Where the kernel was started.
 
     Raises
     ------
     NotebookError
     """
     path = named or front_end.notebook_path
+    if path is None and not front_end.interactive:
+        path = _notebook_that_runs(folder, front_end.cell_source or "")
     if path is None:
         raise _unknown("restore")
     return path
+
+
+def _notebook_that_runs(folder: Path, source: str) -> Path | None:
+    """Return the notebook with a lock in `folder` that has the running cell.
+
+    nbclient and all that are made of it tell a kernel no name. Where several have that cell, as a
+    copy that a run writes has it, it is known only if all have one and the same lock.
+    """
+    try:
+        files = sorted(folder.glob("*.ipynb"))[:_MOST_FILES]
+    except OSError:
+        return None
+    found: dict[str, Path] = {}
+    for path in files:
+        metadata = read_saved_metadata(path)
+        if metadata is None:
+            continue
+        try:
+            cells = read_notebook_file(path).cells
+        except NotebookError:
+            continue
+        if any(source_of(cell) == source for cell in cells):
+            found.setdefault(json.dumps(metadata[METADATA_KEY], sort_keys=True), path)
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _unknown(word: str) -> NotebookError:

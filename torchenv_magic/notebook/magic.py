@@ -304,7 +304,9 @@ def _restore(shell: InteractiveShell, words: Words) -> Verification | None:
 
     front_end = read_front_end(shell)
     named = words.notebooks[0] if words.notebooks else None
-    lock = _read_lock(notebook_to_read(front_end, named), is_own=named is None)
+    folder = Path(getattr(shell, "starting_dir", None) or Path.cwd())
+    notebook = notebook_to_read(front_end, named, folder=folder)
+    lock = _read_lock(notebook, is_own=named is None)
     restart = Restart(shell, front_end)
     view = _view(front_end)
     try:
