@@ -16,6 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -284,6 +285,9 @@ def _records(_argument: str, _page: str) -> str:
 
 
 def _reach(kind: type, found: dict[str, type]) -> None:
+    if found.get(kind.__name__, kind) is not kind:
+        message = f"two records are called {kind.__name__}, and a page has one anchor for both"
+        raise ValueError(message)
     if kind.__name__ in found:
         return
     found[kind.__name__] = kind
@@ -295,15 +299,20 @@ def _reach(kind: type, found: dict[str, type]) -> None:
 
 def _hints(kind: type) -> dict[str, Any]:
     """Return the types of the fields, those too that the module imports for its checker alone."""
-    module = importlib.import_module(kind.__module__)
+    return get_type_hints(kind, localns=_for_the_checker(kind.__module__))
+
+
+@cache
+def _for_the_checker(module: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    source = inspect.getsource(importlib.import_module(module))
+    for node in ast.parse(source).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for line in node.body:
                 if isinstance(line, ast.ImportFrom) and line.module:
                     home = importlib.import_module(line.module)
                     names |= {each.name: getattr(home, each.name) for each in line.names}
-    return get_type_hints(kind, localns=names)
+    return names
 
 
 def _parts(hint: Any) -> Iterator[Any]:  # noqa: ANN401  (a type as Python has it)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,6 +24,12 @@ from torchenv_magic.words import parse_words, words_of
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@cache
+def filled(name: str) -> str:
+    """Return a page as the site has it, before it is HTML."""
+    return fill_page(name, (DOCS / name).read_text(encoding="utf-8"))
 
 
 class Page(HTMLParser):
@@ -102,9 +109,7 @@ def test_no_page_loads_anything_from_elsewhere(built: dict[str, Page]) -> None:
 
 def test_what_a_page_takes_from_elsewhere_is_there_and_nothing_of_the_place_stays() -> None:
     for name in PAGES:
-        text = (DOCS / name).read_text(encoding="utf-8")
-        filled = fill_page(name, text)
-        assert not PLACE.search(filled), name
+        assert not PLACE.search(filled(name)), name
     words = fill_page("reference/words.md", "<!-- from: words -->")
     for word in words_of(notebook=False):
         assert f"\n## `{word}`\n" in f"\n{words}"
@@ -146,8 +151,7 @@ def lines_of(language: str) -> list[tuple[str, str]]:
     """Return each line of a block of that language, with the name of its page."""
     found = []
     for name in PAGES:
-        filled = fill_page(name, (DOCS / name).read_text(encoding="utf-8"))
-        for block in FENCE.finditer(filled):
+        for block in FENCE.finditer(filled(name)):
             head, _, rest = block[0].partition("\n")
             if head == f"```{language}":
                 found += [(name, line) for line in rest.splitlines()[:-1] if line]
