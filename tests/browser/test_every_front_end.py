@@ -7,9 +7,8 @@ from typing import Literal
 import pytest
 
 from tests.browser.fixtures import OpenPage
-from tests.browser.front_end import FrontEndPage
 from tests.browser.server import FrontEndName
-from tests.browser.stage import LOAD, MakeStage, Stage
+from tests.browser.stage import LOAD, MakeStage, Stage, assert_calm
 from tests.browser.visit import UNSAVED
 from tests.standin import StandIn
 from torchenv_magic.notebook.cells import VERIFICATION_SOURCE, VERIFICATION_TAG
@@ -31,15 +30,6 @@ def here(request: pytest.FixtureRequest, stage: MakeStage) -> Stage:
     age, front_end = request.param
     python = request.getfixturevalue("oldest_server_python") if age == "oldest" else None
     return stage(front_end=front_end, server_python=python)
-
-
-def assert_calm(page: FrontEndPage) -> None:
-    assert page.dialogs() == []
-    # What a front end says of its own restart, where its debugger or its widgets still wait.
-    own = tuple(
-        f"Error: Canceled future for {what}_request" for what in ("debug", "create_subshell")
-    )
-    assert [error for error in page.console_errors() if not error.startswith(own)] == []
 
 
 VERSIONS = {"oldest lab": "4.0.2", "oldest notebook": "7.0.0"}
