@@ -272,7 +272,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"`{match[1]}` {match[2]}"
         if match := re.match(r"the following arguments are required: (\w+)", message):
             # What may follow it is named too, by argparse's own name for it.
-            message = f"`{self.prog}` needs a {match[1]}"
+            article = "an" if match[1][0] in "AEIOU" else "a"
+            message = f"`{self.prog}` needs {article} {match[1]}"
         raise RequestError(
             f"{message[0].upper()}{message[1:]}", hint=f"`{self.prog} -h` shows how it is written"
         )

@@ -286,7 +286,14 @@ def test_a_tagged_cell_that_was_made_a_text_does_not_count(make: Make) -> None:
         file = make({**cell, "cell_type": "raw"}, {**code("1"), "id": []}, minor=5)
         assert len(check_cells(file)) == 2
         assert len(add_cells(file, None).file.cells) == 4
-        assert sources(remove_cells(file, lock=False).file) == ["1"]
+        assert remove_cells(file, lock=False).file is file
+
+
+def test_a_cell_with_both_tags_is_neither(make: Make) -> None:
+    file = make(code(INSTALL, SETUP_TAG, VERIFICATION_TAG))
+    with pytest.raises(NotebookError, match=r"Cell 1 of `.*` has both tags"):
+        add_cells(file, None)
+    assert [each.code for each in check_cells(file)] == ["both-tags"]
 
 
 def test_a_lock_that_is_not_trusted_stops_what_would_restore_it(make: Make) -> None:

@@ -295,6 +295,21 @@ def test_a_name_that_acts_on_a_terminal_does_not_reach_it(tmp_path: Path) -> Non
     assert "a?]0;b??.ipynb" in caught.value.message
 
 
+def test_metadata_is_nested_so_deeply_that_it_is_refused_or_can_be_edited(path: Path) -> None:
+    edited = None
+    for depth in range(760, 1000, 2):
+        text = json.dumps(notebook()).replace("{}", '{"a": ' + "[" * depth + "]" * depth + "}")
+        saved(path, text)
+        try:
+            file = read_notebook_file(path)
+        except NotebookError as error:
+            assert "nested too deeply" in error.message  # noqa: PT017
+        else:
+            edited = file.with_cell(0, CELL).with_metadata("torchenv", {"a": 1})
+            assert edited.without_cell(0).with_metadata("torchenv", None).text == text
+    assert edited is not None
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -374,6 +389,14 @@ def test_its_rights_and_its_owner_stay(edited: NotebookFile, path: Path) -> None
         before.st_uid,
         before.st_gid,
     )
+
+
+def test_a_name_may_be_as_long_as_names_can_be(path: Path) -> None:
+    long = path.with_name("書" * 82 + ".ipynb")  # 252 bytes
+    path.rename(long)
+    edited = read_notebook_file(long).with_cell(0, CELL)
+    write_notebook_file(edited)
+    assert long.read_text(encoding="utf-8") == edited.text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a link there takes a right of its own")

@@ -100,6 +100,9 @@ def _lines(source: str) -> list[str]:
 
 
 def _has_tag(cell: _Cell, tag: str) -> bool:
+    """Whether it is code with that tag: a text that somebody has tagged so is no cell of ours."""
+    if cell.get("cell_type") != "code":
+        return False
     metadata = cell.get("metadata")
     tags = metadata.get("tags") if isinstance(metadata, dict) else None
     return isinstance(tags, list) and tag in tags
@@ -114,12 +117,13 @@ def _is_setup_source(source: str) -> bool:
 
 
 def _tagged(cells: Sequence[_Cell], tag: str) -> list[int]:
-    """Return which cells have the tag; one that was made a text runs no more."""
-    return [
-        index
-        for index, cell in enumerate(cells)
-        if cell.get("cell_type") == "code" and _has_tag(cell, tag)
-    ]
+    return [index for index, cell in enumerate(cells) if _has_tag(cell, tag)]
+
+
+def _with_both(cells: Sequence[_Cell]) -> list[int]:
+    """Return which cells would have to be both of ours."""
+    setup, verification = _tagged(cells, SETUP_TAG), _tagged(cells, VERIFICATION_TAG)
+    return [index for index in setup if index in verification]
 
 
 def _find(cells: Sequence[_Cell]) -> tuple[list[int], list[int]]:
@@ -196,6 +200,12 @@ def add_cells(file: NotebookFile, request: Request | None) -> Edited:
                 "can't be known",
                 hint="delete all but one of them",
             )
+    if both := _with_both(file.cells):
+        raise NotebookError(
+            f"Cell {both[0] + 1} of `{shown_notebook(file.path)}` has both tags, `{SETUP_TAG}` and "
+            f"`{VERIFICATION_TAG}`",
+            hint="take one of its tags away",
+        )
     lock = read_lock(file.metadata) if request is None else None
     line = _install_line(request) if request else "%torchenv restore" if lock else None
     file, setup = _with_setup(file, line or "%torchenv install", request, lock)
@@ -407,6 +417,13 @@ def _cell_findings(file: NotebookFile) -> Iterator[Finding]:
                 message=f"It has {len(numbers)} {what} cells: {_numbered(numbers)}",
                 hint="delete all but one of them",
             )
+    if both := _with_both(file.cells):
+        yield Finding(
+            code="both-tags",
+            message=f"Cell {both[0] + 1} has both tags, `{SETUP_TAG}` and `{VERIFICATION_TAG}`",
+            hint="take one of its tags away",
+        )
+        return
     first = next(iter(_importing(file.cells)), None)
     if setup and first is not None and first[0] < setup[0]:
         index, name = first

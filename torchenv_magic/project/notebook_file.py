@@ -255,9 +255,17 @@ def _read(path: Path) -> bytes:
 _CONFLICT = re.compile(r"^(?:<{7}|\|{7}|={7}|>{7})(?!\S)", re.MULTILINE)
 
 
+_MARGIN = 60
+
+
+def _loads(text: str, *, frames: int) -> Any:  # noqa: ANN401  (JSON)
+    """Parse it deeper in the stack than any edit will: none is the first to find it too deep."""
+    return _loads(text, frames=frames - 1) if frames else json.loads(text)
+
+
 def _parsed(text: str, name: str) -> dict[str, Any]:
     try:
-        data = json.loads(text.removeprefix(BYTE_ORDER_MARK))
+        data = _loads(text.removeprefix(BYTE_ORDER_MARK), frames=_MARGIN)
     except RecursionError:
         raise NotebookError(
             f"`{name}` is nested too deeply to be read", hint="name another notebook"
@@ -347,7 +355,8 @@ def write_notebook_file(file: NotebookFile) -> None:
         return
     name = shown_notebook(file.path)
     target = Path(os.path.realpath(file.path))
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
+    # Without the notebook's name, which may be as long as names can be.
+    temporary = target.with_name(f".torchenv-{secrets.token_hex(8)}")
     try:
         status = target.stat()
         # A rename needs no right to the file itself, and root has every right.
