@@ -71,7 +71,7 @@ def test_a_program_gets_what_would_be_written_and_whether_it_was(
     data = json.loads(capsys.readouterr().out)
     assert (data["changed"], data["written"]) == (True, False)
     assert set(data) == {
-        "form", "backend", "torch", "file", "changed", "written", "text", "diff", "notes",
+        "form", "backends", "torch", "file", "changed", "written", "text", "diff", "notes",
     }  # fmt: skip
     assert main([*line, "--yes"]) == 0
     assert json.loads(capsys.readouterr().out)["written"]

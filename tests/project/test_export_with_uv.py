@@ -183,6 +183,15 @@ def test_one_extra_is_chosen_and_two_are_refused(project: Project) -> None:
     assert "incompatible" in both
 
 
+def test_uv_refuses_a_python_that_the_release_has_no_wheels_for(project: Project) -> None:
+    path = project.folder / "pyproject.toml"
+    path.write_text(
+        '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.8"\n', encoding="utf-8"
+    )
+    project.export("index")
+    assert "Python" in project.uv("lock", status=1)
+
+
 def test_an_export_over_an_older_one_is_locked_anew(project: Project) -> None:
     project.export("index")
     project.uv("lock")

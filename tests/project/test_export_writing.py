@@ -59,7 +59,7 @@ def notebook(path: Path, *sources: str, metadata: Mapping[str, Any] | None = Non
 
 
 def lock() -> dict[str, Any]:
-    versions = {"torch": "2.13.0+cu126", "torchvision": "0.28.0+cu126", "numpy": "2.4.6"}
+    versions = {"torch": "2.13.0+cu126", "torchvision": "0.28.0+cu126", "timm": "1.0.0"}
     packages = tuple(
         LockedPackage(
             name=name,
@@ -276,6 +276,29 @@ def test_a_file_is_written_as_a_whole_and_keeps_its_mode(
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [each.name for each in tmp_path.iterdir()] == ["pyproject.toml"]
     assert not index(environment).write()
+
+
+def test_a_python_that_the_release_has_no_wheels_for_is_told_and_left_alone(
+    environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "pyproject.toml"
+    text = '[project]\nname = "p"\nrequires-python = ">=3.8"\n'
+    path.write_text(text, encoding="utf-8")
+    made = index(environment)
+    assert made.text.startswith(text)
+    [note] = made.notes
+    assert note.startswith("`requires-python` admits Python 3.8, and torch 2.13.0 has wheels for")
+    path.write_text(text.replace("3.8", "3.11"), encoding="utf-8")
+    assert not index(environment).notes
+
+
+def test_a_mirror_of_this_machine_stays_on_this_machine(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHENV_INDEX_BASE", "https://mirror.example/whl")
+    made = index(environment)
+    assert "mirror.example" not in made.text
+    assert any("mirror" in note for note in made.notes)
 
 
 def test_a_mark_of_the_byte_order_stays(environment: Environment, tmp_path: Path) -> None:

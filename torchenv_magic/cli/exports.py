@@ -35,7 +35,7 @@ def export(words: Words) -> int:
         print_json(
             {
                 "form": made.form,
-                "backend": str(made.used.backend),
+                "backends": [str(backend) for backend in made.backends],
                 "torch": str(made.used.torch) if made.used.torch else None,
                 "file": str(made.path) if made.path else None,
                 "changed": made.changed,
@@ -47,10 +47,12 @@ def export(words: Words) -> int:
         )
         return 0
     if made.path is None:
-        print(made.text, end="")
+        print(made.text, end="", flush=True)
+        for note in made.notes:
+            talk(note)
         return 0
     if not made.changed:
-        talk(f"`{made.name}` says so already: {made.used.label}")
+        talk(f"`{made.name}` says so already: {made.used.label_for(made.backends)}")
         return 0
     print(made.diff, end="", flush=True)
     for note in made.notes:

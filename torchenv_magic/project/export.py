@@ -5,6 +5,7 @@ Pure: what is used is read elsewhere, and so is the file that it goes into.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ __all__ = [
     "configure",
     "index_name",
     "index_url",
+    "oldest_python",
     "part_with_wheels",
     "pinned",
     "triton_of",
@@ -67,8 +69,12 @@ class Used:
     @property
     def label(self) -> str:
         """What is used, in words: `PyTorch 2.13.0 for CUDA 12.6`."""
+        return self.label_for((self.backend,))
+
+    def label_for(self, backends: Sequence[Backend]) -> str:
+        """Return the release and those builds of it, in words."""
         release = f" {self.torch}" if self.torch else ""
-        return f"PyTorch{release} for {self.backend.label}"
+        return f"PyTorch{release} for {', '.join(backend.label for backend in backends)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +91,7 @@ class Configuration:
     """What a project's or a script's TOML has to say."""
 
     dependencies: tuple[str, ...]
+    backends: tuple[Backend, ...]
     extras: Mapping[str, tuple[str, ...]]
     """By name; each for one backend, and no two of them together."""
     sources: Mapping[str, tuple[Source, ...]]
@@ -180,6 +187,20 @@ def check_releases(used: Used, backends: Sequence[Backend]) -> None:
                 f"There is no torch {used.torch} for {backend}",
                 hint=f"name a backend that has it: {known}",
             )
+
+
+def oldest_python(used: Used, backends: Sequence[Backend]) -> int | None:
+    """Return the minor version of the oldest Python 3 that the release has wheels for on Linux."""
+    catalog = load_catalog()
+    tags = {
+        tag
+        for backend in backends
+        for build in catalog.builds_for(backend, "linux_x86_64")
+        if build.torch == used.torch
+        for tag in build.python_tags
+    }
+    minors = [int(tag[3:]) for tag in tags if re.fullmatch(r"cp3\d+", tag)]
+    return min(minors, default=None)
 
 
 # -------------------------------------------------------------------------------- where wheels are
@@ -372,6 +393,7 @@ def _for_all(
             sources[triton] = (Source(backend=backend, marker=marker),)
     return Configuration(
         dependencies=tuple(dependencies),
+        backends=tuple(backend for backend, _, _ in entries),
         extras={},
         sources=sources,
     )
@@ -403,6 +425,7 @@ def _extras(used: Used, named: tuple[Backend, ...], catalog: Catalog) -> Configu
         extras[extra] = tuple(texts)
     return Configuration(
         dependencies=tuple(text for text in used.requirements if text not in of_family),
+        backends=backends,
         extras=extras,
         sources={name: tuple(found) for name, found in sources.items()},
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from tomlkit import TOMLDocument
 
-__all__ = ["edited_project", "edited_script", "new_project", "with_line_ends_of"]
+__all__ = ["admitted_python", "edited_project", "edited_script", "new_project", "with_line_ends_of"]
 
 _OTHER_TOOL = "write the project as `[project]` in `pyproject.toml`, or export into another file"
 
@@ -65,6 +65,20 @@ def edited_project(text: str, configuration: Configuration, *, file: str) -> str
         It can't be read as TOML, says where its dependencies are in another way, or contradicts.
     """
     return _edited(text, configuration, file=file, in_project=True)
+
+
+def admitted_python(text: str, oldest: int) -> str | None:
+    """Return the oldest Python that a project admits, if it is older than `3.oldest`."""
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    project = _read(text, "pyproject.toml").get("project", {})
+    try:
+        admitted = SpecifierSet(str(project.get("requires-python", f">=3.{oldest}")))
+    except InvalidSpecifier:
+        return None
+    versions = (f"3.{minor}" for minor in range(6, oldest))
+    # Of a line of releases the last one is in, where any is.
+    return next((each for each in versions if admitted.contains(f"{each}.99")), None)
 
 
 def edited_script(text: str, configuration: Configuration, *, file: str) -> str:

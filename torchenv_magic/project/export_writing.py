@@ -19,11 +19,13 @@ from packaging.version import Version
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import FAMILY_MEMBERS, Environment
 from torchenv_magic.errors import ExportError, RequestError
+from torchenv_magic.installation.settings import mirror_base
 from torchenv_magic.project.export import (
     Used,
     check_releases,
     complete,
     configure,
+    oldest_python,
     used_in_environment,
     with_choice,
 )
@@ -40,7 +42,12 @@ from torchenv_magic.project.export_script import (
     with_block_in_cell,
     with_block_in_script,
 )
-from torchenv_magic.project.export_toml import edited_project, new_project, with_line_ends_of
+from torchenv_magic.project.export_toml import (
+    admitted_python,
+    edited_project,
+    new_project,
+    with_line_ends_of,
+)
 from torchenv_magic.project.notebook_file import (
     NotebookFile,
     read_notebook_file,
@@ -69,6 +76,8 @@ class Export:
 
     form: str
     used: Used
+    backends: tuple[Backend, ...]
+    """The builds that are written, the one that is used or others."""
     text: str
     """All that is to stand in the file, or to be printed where there is none."""
     path: Path | None = None
@@ -108,9 +117,8 @@ class Export:
     @property
     def summary(self) -> str:
         """One sentence: what was exported, and where it stands now or would."""
-        if self.path is None:
-            return f"{self.used.label} as {self.form}"
-        return f"{self.used.label} in `{self.name}`"
+        label = self.used.label_for(self.backends)
+        return f"{label} as {self.form}" if self.path is None else f"{label} in `{self.name}`"
 
     def write(self) -> bool:
         """Write the file, as a whole; return whether there was anything to write.
@@ -172,6 +180,20 @@ def prepare_export(
         raise ExportError("There is nothing to export from", hint="name a notebook")
     used = with_choice(used, backend=one, requirements=requirements)
     check_releases(used, backends)
+    made = _made(form, used, backends, file, output)
+    if mirror_base() is not None:
+        note = "The mirror that is set here is not written: the export names PyTorch's own index"
+        made = replace(made, notes=(*made.notes, note))
+    return made
+
+
+def _made(
+    form: str,
+    used: Used,
+    backends: Sequence[Backend],
+    file: NotebookFile | None,
+    output: Path | None,
+) -> Export:
     if form in PROJECT_FORMS:
         return _project(form, used, backends, output or Path("pyproject.toml"))
     if form == "script":
@@ -188,11 +210,19 @@ def prepare_export(
     }
     text = texts[form](used)
     if output is None:
-        return Export(form=form, used=used, text=text)
+        return Export(form=form, used=used, backends=(used.backend,), text=text)
     before, read = _read_text(output)
     if form != "command":
         text = _joined(before, text, output, are_requirements=form == "requirements")
-    return Export(form=form, used=used, text=text, path=output, before=before, read=read)
+    return Export(
+        form=form,
+        used=used,
+        backends=(used.backend,),
+        text=text,
+        path=output,
+        before=before,
+        read=read,
+    )
 
 
 def _joined(before: str | None, block: str, path: Path, *, are_requirements: bool) -> str:
@@ -288,7 +318,21 @@ def _project(form: str, used: Used, backends: Sequence[Backend], path: Path) -> 
         text = mark + edited_project(
             before.removeprefix(_MARK), configuration, file=shown_notebook(path)
         )
-    return Export(form=form, used=used, text=text, path=path, before=before, read=read)
+    notes: tuple[str, ...] = ()
+    oldest = oldest_python(used, configuration.backends)
+    if oldest is not None and (admitted := admitted_python(text.removeprefix(_MARK), oldest)):
+        told = f"`requires-python` admits Python {admitted}, and torch {used.torch} has wheels for "
+        notes = (f"{told}3.{oldest} and newer: `uv lock` refuses that",)
+    return Export(
+        form=form,
+        used=used,
+        backends=configuration.backends,
+        text=text,
+        path=path,
+        before=before,
+        read=read,
+        notes=notes,
+    )
 
 
 def _script(
@@ -306,12 +350,13 @@ def _script(
                     hint="name it before `--output`, or name a file that ends in `.py`",
                 )
             text = new_block(configuration, used.python) + "\n"
-            return Export(form="script", used=used, text=text)
+            return Export(form="script", used=used, backends=(used.backend,), text=text)
         edited = with_block_in_cell(file, configuration, used.python)
         if output is None:
             return Export(
                 form="script",
                 used=used,
+                backends=(used.backend,),
                 text=edited.text,
                 path=file.path,
                 before=file.read.decode("utf-8"),
@@ -319,7 +364,13 @@ def _script(
             )
         before, read = _read_text(output)
         return Export(
-            form="script", used=used, text=edited.text, path=output, before=before, read=read
+            form="script",
+            used=used,
+            backends=(used.backend,),
+            text=edited.text,
+            path=output,
+            before=before,
+            read=read,
         )
     before, read = _read_text(output)
     notes: tuple[str, ...] = ()
@@ -335,7 +386,14 @@ def _script(
         )
     text = with_line_ends_of(before or "", text)
     return Export(
-        form="script", used=used, text=text, path=output, before=before, read=read, notes=notes
+        form="script",
+        used=used,
+        backends=(used.backend,),
+        text=text,
+        path=output,
+        before=before,
+        read=read,
+        notes=notes,
     )
 
 
