@@ -228,7 +228,7 @@ def test_an_error_is_its_message_and_its_hint(shell: InteractiveShell) -> None:
     assert text == (
         "`instal` is not a word of `%torchenv`\n\n"
         "hint: did you mean `%torchenv install`? the words are status, list, plan, install, "
-        "verify, doctor, undo, history, new-kernel"
+        "verify, doctor, undo, history, lock, restore, export, new-kernel"
     )
 
 
@@ -323,7 +323,8 @@ def completions(shell: InteractiveShell, line: str) -> list[str]:
 
 
 COMPLETED = {
-    "%torchenv ": "doctor history install list new-kernel plan status undo verify",
+    "%torchenv ": "doctor export history install list lock new-kernel plan restore status undo "
+    "verify",
     "%torchenv ins": "install",
     "plan = %torchenv pl": "plan",
     "%torchenv install cu12": "cu121 cu124 cu126 cu128 cu129",
@@ -335,6 +336,11 @@ COMPLETED = {
     "%torchenv install --": ("--allow-sdist --find-links --help --index-base --restart --yes"),
     "%torchenv install --restart=": "--restart=always --restart=auto --restart=never",
     "%torchenv install --restart n": "never",
+    "%torchenv restore rocm7.": "rocm7.0 rocm7.1 rocm7.14 rocm7.2",
+    "%torchenv restore --restart=a": "--restart=always --restart=auto",
+    "%torchenv lock cpu c": "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132",
+    "%torchenv export ": "command dockerfile extras index markers requirements script",
+    "%torchenv export index cpu torchv": "torchvision",
     "%torchenv undo --restart=a": "--restart=always --restart=auto",
     "%torchenv new-kernel --r": "--remove",
     "%torchenv new-kernel mine cu12": "cu121 cu124 cu126 cu128 cu129",

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "register", "unregister"]
 
-_RESTARTING = ("install", "undo")
+_RESTARTING = ("install", "restore", "undo")
+# Words that are about any number of backends.
+_ABOUT_SEVERAL = ("lock", "export")
+_PACKAGES = ("torch", "torchvision", "torchaudio")
 # At the start of a line, or as what a name gets: `plan = %torchenv plan`.
 _LINE = re.compile(r"(?:[^#'\"=]*=)?\s*%torchenv\s(?P<rest>.*)$", re.DOTALL)
 
@@ -23,7 +26,7 @@ def candidates(line: str) -> tuple[str, ...] | None:
     match = _LINE.match(line)
     if match is None:
         return None
-    from torchenv_magic.words import RESTARTS, options_of, takes_request, words_of
+    from torchenv_magic.words import EXPORT_FORMS, RESTARTS, options_of, takes_request, words_of
 
     *before, token = match["rest"].split(" ")
     before = [part for part in before if part]
@@ -40,6 +43,12 @@ def candidates(line: str) -> tuple[str, ...] | None:
         options = ()  # IPython offers the folders here, and what else it knows
     elif token.startswith("-"):
         options = options_of(word, notebook=True)
+    elif before == ["export"]:
+        options = tuple(EXPORT_FORMS)
+    elif word == "restore":
+        options = () if len(before) > 1 else _backends()  # IPython offers the files, too
+    elif word in _ABOUT_SEVERAL:
+        options = tuple(each for each in (*_backends(), *_PACKAGES) if each not in before)
     elif takes_request(word) and before != ["new-kernel"]:
         options = _asked(before[1:])
     else:
@@ -48,11 +57,15 @@ def candidates(line: str) -> tuple[str, ...] | None:
     return tuple(option for option in options if option.startswith(token))
 
 
-def _asked(before: list[str]) -> tuple[str, ...]:
+def _backends() -> tuple[str, ...]:
     from torchenv_magic.builds.catalog import load_catalog
 
-    backends = ("auto", *map(str, load_catalog().backends()))
-    packages = tuple(name for name in ("torch", "torchvision", "torchaudio") if name not in before)
+    return ("auto", *map(str, load_catalog().backends()))
+
+
+def _asked(before: list[str]) -> tuple[str, ...]:
+    backends = _backends()
+    packages = tuple(name for name in _PACKAGES if name not in before)
     # An environment has one backend.
     return packages if set(backends) & set(before) else (*backends, *packages)
 
