@@ -272,6 +272,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_notebook_file(tmp_path)
     with pytest.raises(NotebookError, match="can't be read"):
         read_notebook_file(Path("a\0.ipynb"))
+    with pytest.raises(NotebookError, match="can't be read"):
+        read_notebook_file(tmp_path / f"{'a' * 300}.ipynb")
     large = tmp_path / "large.ipynb"
     with large.open("wb") as file:
         file.truncate(LARGEST_BYTES + 1)
@@ -295,9 +297,16 @@ def test_a_name_that_acts_on_a_terminal_does_not_reach_it(tmp_path: Path) -> Non
     assert "a?]0;b??.ipynb" in caught.value.message
 
 
+def edited_by_deep_code(file: NotebookFile, frames: int) -> NotebookFile:
+    """Edit it that many calls further down."""
+    if frames:
+        return edited_by_deep_code(file, frames - 1)
+    return file.with_cell(0, CELL).with_metadata("torchenv", {"a": 1})
+
+
 def test_metadata_is_nested_so_deeply_that_it_is_refused_or_can_be_edited(path: Path) -> None:
     edited = None
-    for depth in range(760, 1000, 2):
+    for depth in range(760, 1000, 4):
         text = json.dumps(notebook()).replace("{}", '{"a": ' + "[" * depth + "]" * depth + "}")
         saved(path, text)
         try:
@@ -305,7 +314,7 @@ def test_metadata_is_nested_so_deeply_that_it_is_refused_or_can_be_edited(path: 
         except NotebookError as error:
             assert "nested too deeply" in error.message  # noqa: PT017
         else:
-            edited = file.with_cell(0, CELL).with_metadata("torchenv", {"a": 1})
+            edited = edited_by_deep_code(file, 40)
             assert edited.without_cell(0).with_metadata("torchenv", None).text == text
     assert edited is not None
 

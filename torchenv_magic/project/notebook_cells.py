@@ -159,6 +159,12 @@ def setup_words(cells: Sequence[_Cell]) -> Words | None:
 
 
 def _parsed(line: str) -> Words:
+    line = line.expandtabs(1)
+    if not line.isprintable():  # before an error says any of it
+        raise RequestError(
+            f"The set-up cell's line `{_shown(line)}` holds control characters",
+            hint="write it anew: `torchenv notebook add NOTEBOOK torchvision`",
+        )
     try:
         words = parse_words(shlex.split(line), notebook=True)
     except (ValueError, HelpRequested):
@@ -498,11 +504,10 @@ def _lacking(lock: NotebookLock, request: Request) -> Iterator[str]:
     ran = lock.of(lock.ran)
     if request.backend is not None and lock.of(request.backend) is None:
         yield str(request.backend)
-    asked = {str(parse_requirement(text)) for text in lock.asked.requirements}
     for text in request.requirements:
         requirement = parse_requirement(text)
         # What holds for one platform alone is asked on another machine.
-        if str(requirement) in asked or requirement.marker is not None:
+        if requirement.marker is not None:
             continue
         package = ran.package(canonicalize_name(requirement.name)) if ran else None
         if package is None or not requirement.specifier.contains(package.version, prereleases=True):

@@ -236,7 +236,7 @@ def _read(path: Path) -> bytes:
         ) from None
     except (OSError, ValueError) as error:
         # Windows opens no folder, and calls that a lack of permission; a NUL is a ValueError.
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112  (Path's raises where a name is too long)
             raise NotebookError(
                 f"`{name}` is a folder, and no notebook", hint="name the notebooks in it"
             ) from None
