@@ -425,6 +425,27 @@ def test_an_unknown_option_is_refused(line: str, message: str, hint: str) -> Non
     assert refusal(line) == f"{message}\n\nhint: {hint}"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["install", "--ev\x1b[31mil=1"],
+        ["install", "-\x1b[31mred"],
+        ["status", "\x1b[2J"],
+        ["\x1b[2J"],
+        ["install", "--restart=\x07"],
+        ["notebook", "\x1b[2J", "a.ipynb"],
+        ["restore", "a.ipynb", "\x9b2J"],
+    ],
+    ids=range(7),
+)
+def test_what_acts_on_a_terminal_is_told_in_letters(arguments: list[str]) -> None:
+    """A line may come out of a stranger's notebook."""
+    with pytest.raises(RequestError) as caught:
+        parse_words(arguments, notebook=False)
+    assert caught.value.message.isprintable()
+    assert caught.value.hint.isprintable()
+
+
 def test_an_option_is_never_abbreviated() -> None:
     assert "did you mean `--json`?" in refusal("status --js", notebook=False)
 

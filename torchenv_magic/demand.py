@@ -38,15 +38,15 @@ def parse_requirement(text: str, *, trusted: bool = True) -> Requirement:
         `text` is malformed, is an option, holds what would begin another line where uv reads one
         requirement a line, or an address that has a login in it or is not for the untrusted.
     """
-    if text.startswith("-"):
-        raise RequestError(
-            f"`{_shown(text)}` is an option, not a requirement",
-            hint="set options in uv's or pip's configuration",
-        )
     # PEP 508 admits any character in an address and in a marker's string.
     if not text.isprintable():
         raise RequestError(
             f"{text!r} holds a line break or another control character", hint=_AS_WRITTEN
+        )
+    if text.startswith("-"):
+        raise RequestError(
+            f"`{_shown(text)}` is an option, not a requirement",
+            hint="set options in uv's or pip's configuration",
         )
     from packaging.requirements import InvalidRequirement, Requirement
 

@@ -318,6 +318,19 @@ def parse_words(arguments: Sequence[str], *, notebook: bool) -> Words:
     RequestError
         An unknown word or backend, a malformed requirement or option.
     """
+    try:
+        return _parsed(arguments, notebook=notebook)
+    except RequestError as error:
+        # A line may come out of a stranger's notebook, and a control character acts on a terminal.
+        error.message, error.hint = _printable(error.message), _printable(error.hint)
+        raise
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _parsed(arguments: Sequence[str], *, notebook: bool) -> Words:
     prog = _prog(notebook=notebook)
     if not arguments and notebook:
         return Words(word="", line=prog)

@@ -49,6 +49,7 @@ def table(backend: str) -> dict[str, Any]:
     index = f"https://download-r2.pytorch.org/whl/{backend}"
     packages = [
         package("torch", f"2.13.0+{backend}", where=index),
+        package("torchvision", f"0.28.0+{backend}", where=index),
         package("typing-extensions", "4.16.0"),
     ]
     return {
@@ -200,6 +201,12 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a source distribution": (address(f"{TORCHS}/torch-2.13.0.tar.gz"), "is no wheel"),
     "another package": (address(f"{TORCHS}/evil-2.13.0-py3-none-any.whl"), "is not torch"),
     "another version": (address(f"{TORCHS}/torch-2.0-py3-none-any.whl"), "is not torch"),
+    "a name longer than any": (address(f"{TORCHS}/{'a' * 300}-1-py3-none-any.whl"), "is no wheel"),
+    # Three hundred of each would be 27 million tags, and gigabytes.
+    "tags without end": (
+        address(f"{TORCHS}/torch-2.13.0%2Bcpu-{'.'.join('a' * 50)}-{'.'.join('a' * 50)}-any.whl"),
+        "is no wheel",
+    ),
     "an absurd address": (address(f"https://a.example/{'a' * 3000}/{FILE}"), "that is none"),
     "no hash": (of_wheel(hashes={}), "has no sha256"),
     "a weak hash": (of_wheel(hashes={"md5": "0" * 32}), "has no sha256"),
@@ -258,6 +265,8 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     "a machine in words": (lambda lock: lock["target"].update(machine="a b"), "no machine"),
     "nothing asked": (asking(), "no list of requirements"),
     "too much asked": (asking(*["torch"] * 500), "no list of requirements"),
+    "another version asked": (asking("torch==2.12.0"), "`torch==2.12.0` was asked for and is not"),
+    "what is not locked": (asking("torch", "jinja2"), "`jinja2` was asked for and is not"),
     "a number asked": (asking(3), "is no text"),
     "schema 0": (lambda lock: lock.update(schema=0), "its schema"),
     "schema true": (lambda lock: lock.update(schema=True), "its schema"),

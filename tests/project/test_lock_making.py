@@ -13,6 +13,7 @@ from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.errors import InstallCancelled, LockError
 from torchenv_magic.expectation import Expectation, write_expectation
+from torchenv_magic.installation.install import install_plan
 from torchenv_magic.installation.progress import Event
 from torchenv_magic.installation.settings import read_sites
 from torchenv_magic.installation.uv import Cancellation
@@ -57,6 +58,7 @@ def test_named_backends_are_locked_beside_the_one_that_ran(target: Target) -> No
     named = [Backend.parse("cu130"), None, Backend.parse("rocm7.1")]
     made = make_lock(target.read(), backends=named, requirements=["torch>=2"])
     assert made.lock.names == "cpu, cu130"
+    assert made.lock.asked.backend is None
     assert made.lock.asked.requirements == ("torch>=2",)
     assert [str(each.backend) for each in made.left_out] == ["rocm7.1"]
 
@@ -121,6 +123,20 @@ def test_a_release_that_nobody_has_or_an_index_that_is_away_locks_nothing(target
     target.standin.down = True
     with pytest.raises(LockError, match="can't be reached"):
         make_lock(environment, backends=[None])
+
+
+def test_a_backend_that_a_person_named_is_told_from_one_that_was_chosen(target: Target) -> None:
+    for command, asked in (
+        ("%torchenv install cpu torchvision", "cpu"),
+        ("torchenv install --backend='", None),
+        ("torchenv install torch --yes", None),
+        ("", None),
+    ):
+        install_plan(target.plan("cu126"))
+        install_plan(target.plan("cpu"), command=command)
+        lock = make_lock(target.read(), backends=[None]).lock
+        assert lock.asked.backend == (Backend.parse(asked) if asked else None)
+        assert read_lock({METADATA_KEY: lock_to_json(lock)}) == lock
 
 
 def test_a_cancelled_lock_is_none(target: Target) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.browser.kernel_environment import find_python
 from tests.project.test_lock import HOSTILE, metadata, table
 from tests.standin import FILE_HOST, INDEX_HOST, SIMPLE, TORCH, StandIn, make_wheel
-from tests.targets import Target, make_environment, selected
+from tests.targets import Target, make_dependent, make_environment, selected
 from torchenv_magic.accelerators import Host
 from torchenv_magic.accelerators.platform import platform_of
 from torchenv_magic.accelerators.records import Accelerator, ComputeCapability
@@ -28,7 +28,6 @@ from torchenv_magic.errors import (
     ConsentError,
     InstallCancelled,
     LockError,
-    PlanError,
     TorchEnvError,
 )
 from torchenv_magic.expectation import read_expectation
@@ -376,12 +375,13 @@ def test_nothing_that_a_lock_names_is_ever_built(
     named["name"], named["version"] = "locked", "1.0"
     named["wheels"][0]["url"] = f"https://{FILE_HOST}/whl/cpu/locked-1.0-py3-none-any.whl"
 
-    asking = changed(lock, lambda data: data["asked"]["requirements"].append("asked"))
+    asked = "asked; python_version > '3'"
+    asking = changed(lock, lambda data: data["asked"]["requirements"].append(asked))
     naming = changed(lock, lambda data: data["backends"]["cpu"]["packages"].append(named))
     before = target.snapshot()
     # What was asked for and is not locked stays out; what is locked and has no wheel fails.
     assert plan_of(target, asking).versions == pins(lock, "cpu")
-    with pytest.raises(PlanError):
+    with pytest.raises(LockError, match="What is locked can't be had here: "):
         plan_of(target, naming)
     assert [trace for trace in traces if trace.exists()] == []
     assert target.snapshot() == before
@@ -405,6 +405,32 @@ def test_a_lock_that_is_incomplete_or_has_other_wheels_is_not_kept(
     with pytest.raises(LockError, match="which is another wheel than the one that was locked"):
         plan_of(target, changed(lock, rename))
     assert target.versions() == {}
+
+
+def test_a_version_that_nobody_has_is_told_with_the_nearest(
+    target: Target, lock: NotebookLock
+) -> None:
+    def age(data: dict[str, Any]) -> None:
+        for each in data["backends"]["cpu"]["packages"]:
+            if each["name"] == "numpy":
+                address = each["wheels"][0]["url"].replace(each["version"], "1.0")
+                each["wheels"][0]["url"], each["version"] = address, "1.0"
+
+    with pytest.raises(LockError, match="What is locked can't be had here: ") as caught:
+        plan_of(target, changed(lock, age))
+    assert f"`%torchenv install cpu torch=={TORCH} torchvision`" in caught.value.hint
+
+
+def test_a_lock_that_would_break_what_is_installed_goes_elsewhere(
+    target: Target, lock: NotebookLock
+) -> None:
+    target.fill("cpu", "torch==2.12.0")
+    target.uv("--no-deps", str(make_dependent(target.prefix.parent / "wheels")))
+    before = target.snapshot()
+    with pytest.raises(LockError, match=r"needs212 1\.0 requires torch==2\.12\.0") as caught:
+        plan_of(target, lock)
+    assert caught.value.hint == "restore it in an environment of its own"
+    assert target.snapshot() == before
 
 
 def test_a_mirror_serves_what_was_locked_from_the_index(target: Target, lock: NotebookLock) -> None:

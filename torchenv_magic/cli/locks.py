@@ -115,7 +115,7 @@ def _read(notebook: Path) -> NotebookLock:
     if kept is None:
         raise LockError(
             f"There is no lock in `{shown_notebook(notebook)}`",
-            hint="`torchenv lock` with its name makes one, where its PyTorch is installed",
+            hint="`torchenv lock NOTEBOOK` makes one, where its PyTorch is installed",
         )
     return kept
 

@@ -8,12 +8,14 @@ everything that would make an installer run code are refused.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
@@ -51,6 +53,9 @@ _MOST_REQUIREMENTS = 200
 _LONGEST_TEXT = 500
 _LONGEST_ADDRESS = 2_000
 _LARGEST_WHEEL = 10**12
+_LONGEST_FILE_NAME = 255
+# A name says its tags in short, `cp311.cp312-abi3.none-any`, and they are multiplied to be read.
+_MOST_TAGS = 100
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -325,7 +330,21 @@ def read_lock(
     named = [each.backend for each in lock.backends]
     if len(set(named)) != len(named) or lock.ran not in named:
         _refuse("its backends contradict each other")
+    _check_asked(lock)
     return lock
+
+
+def _check_asked(lock: NotebookLock) -> None:
+    """Check that what is said to have been asked for is what came of it."""
+    for requirement in map(Requirement, lock.asked.requirements):
+        # Whether a marker applies is only known where it is installed.
+        if requirement.marker is not None:
+            continue
+        name = canonicalize_name(requirement.name)
+        for locked in lock.backends:
+            version = locked.pins.get(name)
+            if version is None or not requirement.specifier.contains(version, prereleases=True):
+                _refuse(f"{_quoted(str(requirement))} was asked for and is not what is locked")
 
 
 def packages_from_json(
@@ -420,6 +439,9 @@ def _wheel(entry: object, name: str, version: str, plain_hosts: Collection[str])
     if parts.query or parts.fragment:
         _distrust(f"the address of {name} asks a server for something, and names no file")
     file_name = _file_name(url)
+    tags = math.prod(part.count(".") + 1 for part in file_name.split("-")[-3:])
+    if len(file_name) > _LONGEST_FILE_NAME or tags > _MOST_TAGS:
+        _distrust(f"the file {_quoted(file_name)} is no wheel")
     try:
         wheel_name, wheel_version, _, _ = parse_wheel_filename(file_name)
     except (InvalidWheelFilename, InvalidVersion):
@@ -534,7 +556,7 @@ def _quoted(value: object) -> str:
 def _refuse(problem: str) -> NoReturn:
     raise LockError(
         f"The notebook's lock can't be read: {problem}",
-        hint="lock anew with `%torchenv lock`, or ask whoever gave you the notebook",
+        hint="lock the notebook anew, or ask whoever gave it to you",
     )
 
 

@@ -8,6 +8,7 @@ backend is left out, as is one that lacks a package.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
@@ -33,9 +34,10 @@ from torchenv_magic.environment import (
     installed_backend,
     is_satellite,
 )
-from torchenv_magic.errors import LockError, TorchEnvError
+from torchenv_magic.errors import LockError, RequestError, TorchEnvError
 from torchenv_magic.expectation import read_expectation
 from torchenv_magic.installation.failures import explain
+from torchenv_magic.installation.history import read_entries
 from torchenv_magic.installation.plan import Source, is_met, source_arguments
 from torchenv_magic.installation.progress import Event, OnEvent, guarded
 from torchenv_magic.installation.settings import Sites, read_sites
@@ -52,6 +54,7 @@ from torchenv_magic.project.lock import (
     in_order,
     packages_from_json,
 )
+from torchenv_magic.words import HelpRequested, parse_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -183,7 +186,7 @@ def make_lock(
     return Made(
         lock=NotebookLock(
             version=__version__,
-            asked=Asked(requirements=asked),
+            asked=Asked(backend=_asked_backend(environment, ran), requirements=asked),
             torch=release,
             target=lock_target(environment.interpreter, platform),
             ran=ran,
@@ -236,6 +239,19 @@ def _asked(environment: Environment, requirements: Sequence[str]) -> tuple[str, 
                 hint=f'run `%torchenv install "{text}"` first, or name what is installed',
             )
     return texts
+
+
+def _asked_backend(environment: Environment, ran: Backend) -> Backend | None:
+    """Return the installed build where a person has named it, by the line that installed it."""
+    entries = read_entries(environment.prefix)
+    if not entries or entries[-1].outcome != "installed":
+        return None
+    try:
+        program, *line = shlex.split(entries[-1].command, posix=os.name == "posix") or [""]
+        named = parse_words(line, notebook=program.startswith("%")).request.backend
+    except (RequestError, HelpRequested, ValueError):
+        return None
+    return named if named == ran else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

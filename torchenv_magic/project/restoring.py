@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import FAMILY_MEMBERS, Environment
-from torchenv_magic.errors import LockError
+from torchenv_magic.errors import ConflictError, LockError, PlanError, SourceError
 from torchenv_magic.installation.plan import Plan
 from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
 from torchenv_magic.installation.progress import OnEvent
@@ -122,7 +122,7 @@ def make_restore_plan(
         What is locked can't be had here, or is not what the index has.
     IndexUnreachableError
         The index can't be reached, and uv's cache has not all. Its `offers` are plans from folders.
-    TargetError, RequestError, PlanError, UvError, InstallCancelled
+    TargetError, RequestError, SourceError, UvError, InstallCancelled
     """
     locked = choose_locked(lock, status, backend=backend)
     environment = status.environment
@@ -154,6 +154,18 @@ def make_restore_plan(
             )
             error.hint = "`%torchenv restore --yes` uses it"
         raise
+    except PlanError as error:
+        if isinstance(error, SourceError):
+            raise
+        # Nobody has written these versions: what is advised for a request is no help.
+        in_the_way = isinstance(error, ConflictError)
+        raise LockError(
+            f"What is locked can't be had here: {error.message}",
+            hint="restore it in an environment of its own"
+            if in_the_way
+            else _nearest(lock, status.selection, chosen),
+            detail=error.detail,
+        ) from error
     plan = _checked(plan, locked, environment, sites, consent=consent)
     best = status.selection.backend
     if backend is None and best not in (None, chosen):
@@ -259,7 +271,7 @@ def _check_versions(plan: Plan, locked: LockedBackend, environment: Environment)
             raise LockError(
                 f"The lock can't be kept: {name} would be {there.get(name, 'missing')} in place of "
                 f"{version}",
-                hint="run `%torchenv restore` in an environment of its own",
+                hint="restore it in an environment of its own",
             )
     members = {package.name for package in environment.packages} & {*FAMILY_MEMBERS}
     surplus = sorted(plan.versions.keys() - locked.pins.keys() - members)
