@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -414,11 +415,26 @@ def test_what_add_has_made_passes_the_check(make: Make) -> None:
         ("# import torch\nfrom .torch import a\nimport torchmetrics", ()),
         ("import torch\nprint 1", ("torch",)),
         ("'\\d'\nimport torch", ("torch",)),
+        ("if 1: import torch; import torchaudio", ("torch", "torchaudio")),
+        ("from torch import (\n    nn,\n    Tensor as torchaudio)", ("torch",)),
+        ("a = 'x\u2028'\nimport torch\\\n, torchvision", ("torch", "torchvision")),
         ("(" * 10_000, ()),
+        ("(" * 100 + "\nimport torch", ("torch",)),
     ],
 )
 def test_imports_are_read_from_what_a_cell_says(source: str, names: tuple[str, ...]) -> None:
     assert imported_family(source) == names
+
+
+@pytest.mark.parametrize(
+    "source",
+    [" " * 200_000 + "x", "(\n" + "1+\n" * 200_000 + "1)", '"' + '\\"' * 50_000, "a." * 100_000],
+    ids=["blanks", "a sum", "quotes", "dots"],
+)
+def test_what_a_stranger_wrote_into_a_cell_takes_no_time(source: str) -> None:
+    begin = time.perf_counter()
+    assert imported_family(f"{source}\nimport torch") == ("torch",)
+    assert time.perf_counter() - begin < 5
 
 
 # --- the command ----------------------------------------------------------------------------------

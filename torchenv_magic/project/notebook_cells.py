@@ -5,10 +5,11 @@ Pure: a notebook comes in, another one or what is wrong with it goes out.
 
 from __future__ import annotations
 
-import ast
+import contextlib
+import io
 import re
 import shlex
-import warnings
+import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -522,8 +523,11 @@ def _importing(cells: Sequence[_Cell]) -> Iterator[tuple[int, str]]:
                 yield index, name
 
 
-# IPython's own syntax: magics, shell commands, and questions.
-_IPYTHON_LINE = re.compile(r"([ \t]*)(?:[%!?].*|[\w.,\[\] \t]+=[ \t]*[%!].*|[^#\"']*\?)")
+# IPython's own syntax behind the indent: magics, shell commands, and questions.
+_IPYTHON_LINE = re.compile(r"[%!?].*|[\w.,\[\] \t]+=[ \t]*[%!].*|[^#\"']*\?")
+# What is longer is data more than code, and a tokenizer may take for ever over it.
+_LONGEST_CELL = 100_000
+_LONGEST_LINE = 2_000
 
 
 def imported_family(source: str) -> tuple[str, ...]:
@@ -532,36 +536,48 @@ def imported_family(source: str) -> tuple[str, ...]:
     >>> imported_family("%matplotlib inline\nimport torchvision.transforms as T, torch")
     ('torchvision', 'torch')
     """
-    lines = source.splitlines()
+    lines = re.split(r"\r\n|\n|\r", source)  # as Python does, and `splitlines` does not
     while lines and not lines[0].strip():
         del lines[0]
     if lines and lines[0].startswith("%%"):
         if lines[0][2:].split()[:1] and lines[0][2:].split()[0] not in _PYTHON_MAGICS:
             return ()
         del lines[0]
-    plain = "\n".join(
-        f"{match[1]}pass" if (match := _IPYTHON_LINE.fullmatch(line)) else line for line in lines
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a person's own code
-            tree = ast.parse(plain)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return _imported_by_line(lines)
-    modules: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            modules.append(node.module)
-    return _members(modules)
+    modules: Iterable[str] = _imported_by_line(lines)
+    if len(source) <= _LONGEST_CELL and all(len(line) <= _LONGEST_LINE for line in lines):
+        # Where it is no Python, the lines that look like imports have to do.
+        with contextlib.suppress(tokenize.TokenError, SyntaxError):
+            modules = list(_imported("\n".join(map(_as_python, lines))))
+    return tuple(dict.fromkeys(name for name in modules if name in FAMILY_MEMBERS))
 
 
-def _imported_by_line(lines: Sequence[str]) -> tuple[str, ...]:
-    matches = (re.match(r"(?:import|from)[ \t]+([\w.]+)", line) for line in lines)
-    return _members(match[1] for match in matches if match)
+def _as_python(line: str) -> str:
+    body = line.lstrip(" \t")
+    return f"{line[: -len(body)]}pass" if body and _IPYTHON_LINE.fullmatch(body) else line
 
 
-def _members(modules: Iterable[str]) -> tuple[str, ...]:
-    names = (module.partition(".")[0] for module in modules)
-    return tuple(dict.fromkeys(name for name in names if name in FAMILY_MEMBERS))
+def _imported(code: str) -> Iterator[str]:
+    """Return the first name of each module that is imported.
+
+    By its tokens, which a string or a comment is one of; to build a tree of what a stranger wrote
+    can end Python 3.10 by a segmentation fault.
+    """
+    statement, awaits = "", False
+    begins = True
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type in (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT):
+            continue
+        if token.type == tokenize.NEWLINE or token.string in (";", ":"):
+            begins = True
+        elif begins:
+            statement, awaits, begins = token.string, True, False
+        elif statement in ("import", "from"):
+            # A dot in place of a name: from the package that it stands in.
+            if awaits and token.type == tokenize.NAME:
+                yield token.string
+            awaits = statement == "import" and token.string == ","
+
+
+def _imported_by_line(lines: Iterable[str]) -> list[str]:
+    matches = (re.match(r"(?:import|from)[ \t]+(\w+)", line) for line in lines)
+    return [match[1] for match in matches if match]
