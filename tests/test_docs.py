@@ -180,6 +180,13 @@ def test_every_command_of_a_page_is_understood() -> None:
     assert {"lock", "restore", "export", "notebook", "download"} <= seen
 
 
+def test_the_hook_of_a_page_is_the_one_that_this_repository_offers() -> None:
+    offered = (ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8")
+    named = [line.strip() for _, line in lines_of("yaml") if line.strip().startswith("- id: ")]
+    assert named
+    assert set(named) <= set(offered.splitlines())
+
+
 def test_every_variable_of_ours_is_on_the_page_about_them() -> None:
     page = (DOCS / "reference" / "configuration.md").read_text(encoding="utf-8")
     pattern = re.compile(r"\b(?:UV_INDEX_)?TORCHENV_[A-Z_]+[A-Z]\b")
