@@ -78,6 +78,15 @@ def test_a_program_gets_what_would_be_written_and_whether_it_was(
     assert project.read_text(encoding="utf-8") == data["text"]
 
 
+def test_a_program_gets_the_text_of_a_file_as_it_is(
+    project: Path, prefix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "# run `%torchenv` and `!pip install x`, restart the kernel and run it"
+    project.write_text(f'{said}\n[project]\nname = "p"\n', encoding="utf-8")
+    assert main(["export", "index", "--python", str(prefix), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].startswith(f"{said}\n")
+
+
 def test_what_can_not_be_written_is_one_error(
     project: Path, prefix: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,7 +147,19 @@ def test_a_change_of_the_backend_leaves_nothing_of_the_last_one() -> None:
 def test_extras_take_the_family_out_of_what_everybody_installs() -> None:
     data = read(edited(OWN, "extras", "cpu", "cu126"))
     assert data["project"]["dependencies"] == ["pandas>=2"]
-    assert data["project"]["optional-dependencies"]["cpu"] == ["torch==2.13.0", "torchvision"]
+    # With what the project itself has said of it.
+    assert data["project"]["optional-dependencies"]["cpu"] == ["torch[opt]==2.13.0", "torchvision"]
+
+
+def test_a_member_in_a_group_comes_from_the_same_index() -> None:
+    text = (
+        '[project]\nname = "p"\n[dependency-groups]\n'
+        'dev = ["torchaudio", { include-group = "x" }]\nx = []\n'
+    )
+    data = read(edited(text))
+    assert data["tool"]["uv"]["sources"]["torchaudio"] == data["tool"]["uv"]["sources"]["torch"]
+    again = read(edited(edited(text), "index", "cpu"))
+    assert again["tool"]["uv"]["sources"]["torchaudio"] == [{"index": "pytorch-cpu"}]
 
 
 def test_extras_and_conflicts_of_others_stay() -> None:
@@ -225,6 +237,18 @@ def test_a_file_in_another_style_gets_the_same_data(text: str) -> None:
         ("project = 1\n", "no table"),
         ('[project]\nname = "p"\n[tool]\nuv = 1\n', "no table"),
         ('[project]\nname = "p"\n[tool.uv]\nindex = 1\n', "no list of tables"),
+        ('[project]\nname = "p"\n[tool]\nuv = { package = false }\n', "edited safely"),
+        ('[project]\nname = "p"\ndynamic = 5\n', "edited safely"),
+        ("tool = 5\n", "edited safely"),
+        ('[project]\nname = "p"\noptional-dependencies = 5\n', "edited safely"),
+        (f'[project]\nname = "p"\n[tool]\nx = {"[" * 150}{"]" * 150}\n', "edited safely"),
+        (
+            (
+                '[project]\nname = "p"\n[[tool.uv.index]]\nname = "own"\n'
+                'url = "https://download.pytorch.org/whl/cu126"\n'
+            ),
+            "takes every package from an index of PyTorch's first",
+        ),
         (
             '[project]\nname = "p"\n[tool.uv.sources]\ntorch = { git = "https://a.example" }\n',
             "says in `tool.uv.sources` that torch comes from elsewhere",

@@ -190,6 +190,24 @@ def test_the_metadata_goes_into_a_first_cell_that_is_hidden(
     assert "cu126" not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_line_does_not_ask_for_another_release_than_the_one_that_is_used(
+    form: str, environment: Environment
+) -> None:
+    for text in ("torch==2.5.0", "torch @ https://a.example/torch.whl"):
+        with pytest.raises(ExportError):
+            prepare_export(form, environment=environment, requirements=[text])
+    made = prepare_export(form, environment=environment, requirements=["torch[opt]==2.13.*"])
+    assert "2.13.0" in made.text
+    assert "[opt]" in made.text
+
+
+def test_a_set_up_cell_for_a_release_that_its_backend_never_had_is_refused(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "a.ipynb", "%torchenv install cu118 torch==2.13.0")
+    with pytest.raises(ExportError, match=r"no torch 2\.13\.0 for cu118"):
+        prepare_export("command", notebook=path)
+
+
 def test_metadata_of_ones_own_is_kept(environment: Environment, tmp_path: Path) -> None:
     own = '# /// script\n# dependencies = ["rich"]  # mine\n# ///\nimport rich'
     path = notebook(tmp_path / "a.ipynb", "1", own)
@@ -226,6 +244,7 @@ def test_a_script_has_a_notebooks_code_and_no_line_that_only_ipython_knows(
         "%load_ext torchenv_magic\n%torchenv verify",
         "%matplotlib inline\nx = 1",
         "%%bash\nls",
+        "s = '''\n%d items\n!important\n'''",
         "files = !ls",
         "print(x)",
     )
@@ -233,9 +252,10 @@ def test_a_script_has_a_notebooks_code_and_no_line_that_only_ipython_knows(
     assert made.write()
     text = Path("a.py").read_text(encoding="utf-8")
     compile(text, "a.py", "exec")
-    assert "torchenv verify" not in text
+    assert "torchenv" not in text
     assert text.endswith(
         "# %%\n# %matplotlib inline\nx = 1\n\n# %%\n# %%bash\n# ls\n\n"
+        "# %%\ns = '''\n%d items\n!important\n'''\n\n"
         "# %%\n# files = !ls\n\n# %%\nprint(x)\n"
     )
     assert made.notes == ("3 cells have lines that only IPython understands: they became comments",)
@@ -355,6 +375,8 @@ def test_what_is_no_text_file_is_refused(environment: Environment, tmp_path: Pat
         index(environment, output=Path("latin.toml"))
     with pytest.raises(ExportError, match="is a folder"):
         index(environment, output=Path("folder"))
+    with pytest.raises(ExportError, match="can't be read"):
+        index(environment, output=Path("x" * 300))
     with pytest.raises(ExportError, match="no folder for"):
         index(environment, output=Path("nowhere/pyproject.toml"))
 
@@ -364,6 +386,15 @@ def test_a_pipe_keeps_nobody_waiting(environment: Environment, tmp_path: Path) -
     os.mkfifo(tmp_path / "pyproject.toml")
     with pytest.raises(ExportError, match="is no file"):
         index(environment)
+
+
+def test_a_large_file_takes_no_longer_than_its_size(
+    environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_bytes(b"# torchenv export: x\r\n" * 20_000 + b"y\n" * 20_000)
+    made = prepare_export("dockerfile", environment=environment, output=path)
+    assert made.text.encode().startswith(path.read_bytes())
 
 
 def test_a_diff_shows_no_control_character(environment: Environment, tmp_path: Path) -> None:

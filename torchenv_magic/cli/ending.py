@@ -112,7 +112,8 @@ def aim_error(error: TorchEnvError, words: Words) -> None:
 
 # A line that names its Python is left as it is.
 _AIMLESS = re.compile(
-    r"`%?torchenv (?:undo|history|install|lock|restore|new-kernel|verify|status)\b(?![^`]*--python)"
+    r"`%?torchenv (?:undo|history|install|lock|restore|export|new-kernel|verify|status)\b"
+    r"(?![^`]*--python)"
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from torchenv_magic.builds.backend import Backend
-from torchenv_magic.cli.talk import colored, print_json, talk
+from torchenv_magic.cli.talk import colored, talk
 from torchenv_magic.errors import SelectionError
 from torchenv_magic.words import Words
 
@@ -32,18 +33,22 @@ def export(words: Words) -> int:
     )
     if words.json:
         written = words.yes and made.write()
-        print_json(
-            {
-                "form": made.form,
-                "backends": [str(backend) for backend in made.backends],
-                "torch": str(made.used.torch) if made.used.torch else None,
-                "file": str(made.path) if made.path else None,
-                "changed": made.changed,
-                "written": written,
-                "text": made.text,
-                "diff": made.diff,
-                "notes": list(made.notes),
-            }
+        # As it is: what stands in a file is not reworded for a terminal.
+        print(
+            json.dumps(
+                {
+                    "form": made.form,
+                    "backends": [str(backend) for backend in made.backends],
+                    "torch": str(made.used.torch) if made.used.torch else None,
+                    "file": str(made.path) if made.path else None,
+                    "changed": made.changed,
+                    "written": written,
+                    "text": made.text,
+                    "diff": made.diff,
+                    "notes": list(made.notes),
+                },
+                indent=2,
+            )
         )
         return 0
     if made.path is None:

@@ -160,7 +160,25 @@ def complete(asked: Iterable[str], members: Iterable[str]) -> tuple[str, ...]:
 
 
 def with_choice(used: Used, *, backend: Backend | None, requirements: Sequence[str]) -> Used:
-    """Return it with the backend and the requirements that a line names."""
+    """Return it with the backend and the requirements that a line names.
+
+    Raises
+    ------
+    ExportError
+        The line names another release than the one that is used.
+    """
+    for text in requirements:
+        requirement = parse_requirement(text)
+        name = canonicalize_name(requirement.name)
+        release = used.members.get(name)
+        if release is None:
+            continue
+        _refuse_address(requirement)
+        if not requirement.specifier.contains(release, prereleases=True):
+            raise ExportError(
+                f"`{text}` is asked for, and what is used is {name} {release}",
+                hint="leave the version out, or install that one first",
+            )
     if requirements:
         used = replace(used, requirements=complete(requirements, used.members))
     return used if backend is None else replace(used, backend=backend)

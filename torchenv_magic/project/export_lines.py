@@ -11,6 +11,7 @@ import shlex
 from importlib.metadata import version
 
 from packaging.markers import Marker
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from torchenv_magic.builds.backend import Backend
@@ -23,9 +24,6 @@ __all__ = ["command_text", "dockerfile_text", "requirements_text", "with_block"]
 
 _BEGIN = "# torchenv export: "
 _END = f"{_BEGIN}end"
-_BLOCK = re.compile(
-    rf"^{re.escape(_BEGIN)}(?!end$)[^\n]*\n.*?^{re.escape(_END)}\n?", re.MULTILINE | re.DOTALL
-)
 
 _DEVICES = {
     "cpu": "",
@@ -66,22 +64,24 @@ def requirements_text(used: Used) -> str:
                 hint="lock the notebook first, or export from where it is installed",
             )
         if not part.has(name):
-            lines.append(_required(name, str(release), requirement.marker, None))
+            lines.append(_required(requirement, str(release), None))
             continue
         links.append(f"--find-links {index_url(used.backend)}/{name}/")
         local = f"{release}+{used.backend}"
-        lines.append(_required(name, local, requirement.marker, part.inside_local))
-        lines.append(_required(name, str(release), requirement.marker, part.outside_local))
+        lines.append(_required(requirement, local, part.inside_local))
+        lines.append(_required(requirement, str(release), part.outside_local))
     if triton := triton_of(used.backend, used.torch):
         links.append(f"--find-links {index_url(used.backend)}/{triton}/")
     return _block(used.label, *links, *lines)
 
 
-def _required(name: str, release: str, marker: Marker | None, where: str | None) -> str:
-    texts = [f"({text})" for text in (str(marker) if marker else "", where) if text]
-    if not texts:
-        return f"{name}=={release}"
-    return f"{name}=={release} ; {Marker(' and '.join(texts))}"
+def _required(requirement: Requirement, release: str, where: str | None) -> str:
+    """Return the requirement with that release, there alone."""
+    marker = str(requirement.marker) if requirement.marker else ""
+    texts = [f"({text})" for text in (marker, where) if text]
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    pin = f"{canonicalize_name(requirement.name)}{extras}=={release}"
+    return f"{pin} ; {Marker(' and '.join(texts))}" if texts else pin
 
 
 def dockerfile_text(used: Used) -> str:
@@ -113,13 +113,14 @@ def _exact(used: Used, *, local: bool) -> list[str]:
     part = part_with_wheels(used.backend, used.torch)
     texts = []
     for text in used.requirements:
-        name = canonicalize_name(parse_requirement(text).name)
+        requirement = parse_requirement(text)
+        name = canonicalize_name(requirement.name)
         release = used.members.get(name)
         if release is None or name not in FAMILY_MEMBERS:
             texts.append(pinned(text, used))
             continue
         label = f"+{used.backend}" if local and part.has(name) else ""
-        texts.append(_required(name, f"{release}{label}", parse_requirement(text).marker, None))
+        texts.append(_required(requirement, f"{release}{label}", None))
     return texts
 
 
@@ -134,14 +135,23 @@ def with_block(text: str, block: str, *, file: str, are_requirements: bool = Fal
     ExportError
         Another line of the file asks for PyTorch too.
     """
-    rest = _BLOCK.sub("", text)
+    lines = text.splitlines(keepends=True)
+    plain = [line.rstrip("\n") for line in lines]
+    begin = next((i for i, line in enumerate(plain) if _is_begin(line)), len(plain))
+    end = next((i for i in range(begin, len(plain)) if plain[i] == _END), None)
+    before = "".join(lines[:begin])
+    after = "" if end is None else "".join(lines[end + 1 :])
     if are_requirements:
-        _check_rest(rest, file)
-    if _BLOCK.search(text):
-        return _BLOCK.sub(lambda _: block, text, count=1)
+        _check_rest(text if end is None else before + after, file)
+    if end is not None:
+        return f"{before}{block}{after}"
     if not text:
         return block
     return f"{text}{'' if text.endswith(chr(10)) else chr(10)}\n{block}"
+
+
+def _is_begin(line: str) -> bool:
+    return line.startswith(_BEGIN) and line != _END
 
 
 def _check_rest(rest: str, file: str) -> None:

@@ -135,12 +135,15 @@ def script_of(cells: Sequence[Mapping[str, Any]], block: str) -> tuple[str, int]
             parts.append("# %% [markdown]\n" + _commented(source))
         if kind != "code" or not source.strip() or _is_ours(cell) or _BLOCK.search(source):
             continue
-        code = "\n".join(
-            f"# {line}" if _MAGIC.match(line) else line for line in source.splitlines()
-        )
-        if source.lstrip().startswith("%%") or not _is_python(code):
-            code = _commented(source).rstrip("\n")
-        commented += code != "\n".join(source.splitlines())
+        code = source.rstrip("\n")
+        if not _is_python(code):
+            # Only now: a line of a text may begin like a magic.
+            code = "\n".join(
+                f"# {line}" if _MAGIC.match(line) else line for line in code.split("\n")
+            )
+            if source.lstrip().startswith("%%") or not _is_python(code):
+                code = _commented(source).rstrip("\n")
+            commented += 1
         parts.append(f"# %%\n{code}\n")
     return "\n".join(parts), commented
 
@@ -153,7 +156,9 @@ def _is_ours(cell: Mapping[str, Any]) -> bool:
 
 
 def _commented(source: str) -> str:
-    return "".join(f"# {line}".rstrip() + "\n" for line in source.splitlines())
+    lines = source.rstrip("\n").split("\n")
+    # A script has one block of metadata, and this would begin another one.
+    return "".join(f"#{' ' * (1 + line.startswith('///'))}{line}".rstrip() + "\n" for line in lines)
 
 
 def _is_python(code: str) -> bool:

@@ -7,6 +7,7 @@ contrary and is not what an export writes is refused.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import re
@@ -98,11 +99,13 @@ def with_line_ends_of(original: str, edited: str) -> str:
     """
     if "\r\n" not in original:
         return edited
+    if original.count("\r\n") == original.count("\n"):
+        return edited.replace("\n", "\r\n")
     before = original.splitlines(keepends=True)
     after = edited.splitlines(keepends=True)
     usual = "\r\n" if 2 * original.count("\r\n") >= original.count("\n") else "\n"
     plain = [line.replace("\r\n", "\n") for line in before]
-    matcher = difflib.SequenceMatcher(None, plain, after, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, plain, after)
     lines = [line.removesuffix("\n") + usual if line.endswith("\n") else line for line in after]
     for block in matcher.get_matching_blocks():
         lines[block.b : block.b + block.size] = before[block.a : block.a + block.size]
@@ -114,19 +117,26 @@ def _edited(text: str, configuration: Configuration, *, file: str, in_project: b
 
     plain = text.replace("\r\n", "\n")
     before = _read(plain, file)
-    document = tomlkit.parse(plain)
-    if tomlkit.dumps(document) != plain:
-        _refuse(file, "can't be edited without changing other lines of it", _BY_HAND)
-    _Editor(document, configuration, file, in_project=in_project).edit()
-    written = _parted(tomlkit.dumps(document), plain)
-    # The library has met few files that it can't edit; a broken one is never written.
-    after = _read(written, file)
-    if after != document.unwrap() or _rest(after, configuration) != _rest(before, configuration):
-        _refuse(file, "has tables in an order that can't be edited safely", _BY_HAND)
+    try:
+        document = tomlkit.parse(plain)
+        same = tomlkit.dumps(document) == plain
+        if same:
+            _Editor(document, configuration, file, in_project=in_project).edit()
+            written = _parted(tomlkit.dumps(document), plain)
+            # The library has met few files that it can't edit; a broken one is never written.
+            after = _read(written, file)
+            same = after == document.unwrap()
+            same = same and _rest(after, configuration) == _rest(before, configuration)
+    except _ODD:
+        # TOML that is valid and that the library does not edit, or a value of another kind.
+        same = False
+    if not same:
+        _refuse(file, "is written in a way that can't be edited safely", _BY_HAND)
     return with_line_ends_of(text, written)
 
 
 _BY_HAND = "export into a new file with `--output`, and copy what belongs into this one"
+_ODD = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 _HEADER = re.compile(r"\[{1,2}[\w\"']")
 
 
@@ -209,7 +219,7 @@ class _Editor:
         names = self._index_names(uv)
         sources = self._table(uv, "sources")
         self._check_sources(sources, names)
-        asked = self._write_dependencies(project, sources)
+        asked = self._write_dependencies(project, uv, sources)
         self._write_conflicts(uv)
         wanted = {
             name: self.wanted.sources[name]
@@ -290,6 +300,12 @@ class _Editor:
                 names.setdefault(backend, name)
         used = {source.backend for found in self.wanted.sources.values() for source in found}
         for entry in self._entries(uv):
+            if _backend_of(entry.get("url")) in used and entry.get("explicit") is not True:
+                _refuse(
+                    self.file,
+                    "takes every package from an index of PyTorch's first, old copies too",
+                    "add `explicit = true` to that index",
+                )
             for backend in used:
                 other = _backend_of(entry.get("url")) != backend
                 if str(entry.get("name", "")) == index_name(backend) and other:
@@ -330,7 +346,10 @@ class _Editor:
     # Dependencies
 
     def _write_dependencies(
-        self, project: MutableMapping[str, Any], sources: MutableMapping[str, Any]
+        self,
+        project: MutableMapping[str, Any],
+        uv: Mapping[str, Any],
+        sources: MutableMapping[str, Any],
     ) -> set[str]:
         """Write what is asked for; return the names of all that the document asks for then."""
         stale = {
@@ -341,6 +360,8 @@ class _Editor:
         if self.wanted.extras:
             for text in list(dependencies):
                 name = self._name(text)
+                if name in moved:
+                    self._refuse_twins(name, 2)
                 if name in FAMILY_MEMBERS:
                     moved[name] = str(text)
             stale |= moved.keys() | {name for name in TRITON_NAMES if name in sources}
@@ -350,20 +371,41 @@ class _Editor:
         asked = {self._name(text) for text in dependencies}
         if self.wanted.extras:
             extras = self._table(project, "optional-dependencies")
-            self._drop_extras(extras)
+            self._drop_extras(extras, uv)
             for extra, texts in self.wanted.extras.items():
                 array = self._array(extras, extra)
                 self._drop(array, stale - moved.keys())
-                named = {self._name(text) for text in texts}
-                self._merge(array, (*texts, *(moved[name] for name in moved if name not in named)))
+                named = {self._name(text) for text in array}
+                for name, text in moved.items():
+                    if name not in named:
+                        array.append(text)
+                self._merge(array, texts)
                 _put_texts(extras, extra, array)
                 asked |= {self._name(text) for text in array}
-        return asked
+        return asked | self._asked_elsewhere(project, uv)
 
-    def _drop_extras(self, extras: MutableMapping[str, Any]) -> None:
+    def _asked_elsewhere(self, project: Mapping[str, Any], uv: Mapping[str, Any]) -> set[str]:
+        """Return the names in extras and groups, whose sources are the same table's."""
+        groups = [
+            *dict(project.get("optional-dependencies", {})).values(),
+            *dict(self.document.get("dependency-groups", {})).values(),
+            uv.get("dev-dependencies", []),
+        ]
+        found = set()
+        for group in groups:
+            for text in group:
+                # A group may include another one, by a table.
+                if isinstance(text, str):
+                    with contextlib.suppress(RequestError):
+                        found.add(canonicalize_name(parse_requirement(text).name))
+        return {str(name) for name in found}
+
+    def _drop_extras(self, extras: MutableMapping[str, Any], uv: Mapping[str, Any]) -> None:
         """Take out those that an export wrote for backends that are not named any more."""
+        sets = [_plain(entry) for entry in uv.get("conflicts", [])]
+        written = {str(each["extra"]) for entry in sets if _is_of_backends(entry) for each in entry}
         for extra in list(extras):
-            if extra in self.wanted.extras or not _is_backend(extra):
+            if extra in self.wanted.extras or extra not in written:
                 continue
             names = {self._name(text) for text in self._array(extras, extra)}
             if names <= {*FAMILY_MEMBERS, *TRITON_NAMES}:
@@ -385,17 +427,20 @@ class _Editor:
             if self._name(array[index]) in names:
                 del array[index]
 
+    def _refuse_twins(self, name: str, count: int) -> NoReturn:
+        _refuse(
+            self.file,
+            f"asks for {name} in {count} entries, of which one can't be chosen",
+            f"leave one entry for {name}",
+        )
+
     def _merge(self, array: Any, texts: Iterable[str]) -> None:  # noqa: ANN401
         for text in texts:
             wanted = _parsed(text, self.file)
             name = canonicalize_name(wanted.name)
             places = [index for index, each in enumerate(array) if self._name(each) == name]
             if len(places) > 1:
-                _refuse(
-                    self.file,
-                    f"asks for {name} in {len(places)} entries, of which one can't be chosen",
-                    f"leave one entry for {name}",
-                )
+                self._refuse_twins(name, len(places))
             if not places:
                 array.append(text)
                 continue

@@ -62,6 +62,7 @@ __all__ = ["Export", "prepare_export"]
 
 PROJECT_FORMS = ("index", "markers", "extras")
 _LARGEST_BYTES = 16 * 1024 * 1024
+_LONGEST_LINE = 1_000
 _MARK = "\ufeff"
 
 # Windows knows no pipes among its files, and translates line ends unless it is told not to.
@@ -110,7 +111,9 @@ class Export:
         lines = difflib.unified_diff(before, self.text.splitlines(), old, self.name, lineterm="")
         # The file is anybody's, and this is shown in a terminal, where a control character acts.
         shown = (
-            "".join(c if c.isprintable() or c == "\t" else "?" for c in text) for text in lines
+            "".join(c if c.isprintable() or c == "\t" else "?" for c in line[:_LONGEST_LINE])
+            + "…" * (len(line) > _LONGEST_LINE)
+            for line in lines
         )
         return "\n".join(shown) + "\n"
 
@@ -179,7 +182,7 @@ def prepare_export(
     else:
         raise ExportError("There is nothing to export from", hint="name a notebook")
     used = with_choice(used, backend=one, requirements=requirements)
-    check_releases(used, backends)
+    check_releases(used, backends or (used.backend,))
     made = _made(form, used, backends, file, output)
     if mirror_base() is not None:
         note = "The mirror that is set here is not written: the export names PyTorch's own index"
@@ -338,11 +341,12 @@ def _project(form: str, used: Used, backends: Sequence[Backend], path: Path) -> 
 def _script(
     used: Used, backends: Sequence[Backend], file: NotebookFile | None, output: Path | None
 ) -> Export:
-    if file is not None and loads_extension(file.cells):
+    in_notebook = output is None or output.suffix == ".ipynb"
+    if in_notebook and file is not None and loads_extension(file.cells):
         # `%load_ext` takes it from the environment that uv makes of this.
         used = replace(used, requirements=(*used.requirements, "torchenv-magic"))
     configuration = configure("script", used, backends)
-    if output is None or output.suffix == ".ipynb":
+    if output is None or in_notebook:
         if file is None:
             if output is not None:
                 raise ExportError(
@@ -432,7 +436,7 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112  (pathlib raises for a name that is too long)
             raise ExportError(
                 f"`{name}` is a folder", hint="name a file in it with `--output`"
             ) from None
