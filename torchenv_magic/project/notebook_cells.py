@@ -527,7 +527,7 @@ def _importing(cells: Sequence[_Cell]) -> Iterator[tuple[int, str]]:
 _IPYTHON_LINE = re.compile(r"[%!?].*|[\w.,\[\] \t]+=[ \t]*[%!].*|[^#\"']*\?")
 # What is longer is data more than code, and a tokenizer may take for ever over it.
 _LONGEST_CELL = 100_000
-_LONGEST_LINE = 2_000
+_LONGEST_LINE = 1_000
 
 
 def imported_family(source: str) -> tuple[str, ...]:
@@ -536,6 +536,8 @@ def imported_family(source: str) -> tuple[str, ...]:
     >>> imported_family("%matplotlib inline\nimport torchvision.transforms as T, torch")
     ('torchvision', 'torch')
     """
+    if not any(name in source for name in FAMILY_MEMBERS):
+        return ()
     lines = re.split(r"\r\n|\n|\r", source)  # as Python does, and `splitlines` does not
     while lines and not lines[0].strip():
         del lines[0]
