@@ -45,8 +45,15 @@ def parts() -> tuple[Status, NotebookLock]:
 
 
 def with_torch(environment: Environment, version: str) -> Environment:
-    package = InstalledPackage(name="torch", version=version, installer="uv")
-    return replace(environment, packages=(package,))
+    """Return an environment that has what the lock has, and that torch."""
+    versions = {"torch": version, "jinja2": "3.1.6", "nvidia-cublas-cu12": "12.6.4.1"}
+    return replace(
+        environment,
+        packages=tuple(
+            InstalledPackage(name=name, version=each, installer="uv")
+            for name, each in versions.items()
+        ),
+    )
 
 
 # ------------------------------------------------------------------------------------- the offer
@@ -71,6 +78,23 @@ def test_a_lock_that_is_here_is_met_also_where_another_build_was_restored_by_nam
     assert (offer.stage, str(offer.backend)) == ("met", backend)
     other = with_torch(status.environment, f"2.13.0+{backend}")
     assert offer_for(lock, replace(status, environment=other)).stage == "open"
+
+
+def test_the_offer_names_what_comes_with_pytorch_before_a_click() -> None:
+    status, lock = parts()
+    asking = replace(lock, asked=replace(lock.asked, requirements=("torch", "jinja2<4")))
+    offer = offer_for(asking, status)
+    assert [each.name for each in offer.brings(status.environment)] == [
+        "jinja2",
+        "torch",
+        "nvidia-cublas-cu12",
+    ]
+    seen = look(PickerModel(state="locked", status=status, lock=offer))
+    assert "With PyTorch it installs jinja2." in seen.said
+    assert "nvidia-cublas-cu12 12.6.4.1" in seen.said
+    # What is here already is not brought.
+    here = replace(status, environment=with_torch(status.environment, "2.13.0+cpu"))
+    assert "With PyTorch" not in look(PickerModel(state="locked", status=here, lock=offer)).said
 
 
 def test_a_lock_for_another_python_says_so_and_what_is_nearest() -> None:

@@ -216,6 +216,11 @@ function store(panel, order) {
   if (order.key !== METADATA_KEY) {
     throw new Error(`metadata.${order.key} is not the plugin's to set`);
   }
+  // The kernel knows the saved file only, and another page's kernel may be newer.
+  const kept = /** @type {any} */ (model.sharedModel.getMetadata(order.key));
+  if (kept?.schema > order.value.schema) {
+    throw new Error('the notebook has a lock that a newer torchenv_magic wrote');
+  }
   model.sharedModel.transact(() => model.sharedModel.setMetadata(order.key, order.value));
 }
 

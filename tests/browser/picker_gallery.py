@@ -214,21 +214,29 @@ _FAILED = replace(
 _KILLED = replace(_RUNNING, stage="killed", log=("Downloading torch (779.1MiB)",))
 
 
+def _locked_wheel(folder: str, file: str) -> tuple[LockedWheel, ...]:
+    return (LockedWheel(url=f"https://download.pytorch.org/whl/{folder}/{file}", sha256="0" * 64),)
+
+
 def _locked(backend: str) -> LockedBackend:
-    version = f"2.14.1+{backend}"
+    torch = f"torch-2.14.1%2B{backend}-cp312-cp312-linux_x86_64.whl"
     return LockedBackend(
         backend=Backend.parse(backend),
         packages=(
             LockedPackage(
                 name="torch",
-                version=version,
-                wheels=(
-                    LockedWheel(
-                        url=f"https://download.pytorch.org/whl/{backend}/torch-2.14.1%2B{backend}"
-                        "-cp312-cp312-linux_x86_64.whl",
-                        sha256="0" * 64,
-                    ),
-                ),
+                version=f"2.14.1+{backend}",
+                wheels=_locked_wheel(backend, torch),
+            ),
+            LockedPackage(
+                name="jinja2",
+                version="3.1.6",
+                wheels=_locked_wheel(backend, "jinja2-3.1.6-py3-none-any.whl"),
+            ),
+            LockedPackage(
+                name="nvidia-cublas-cu12",
+                version="12.6.4.1",
+                wheels=_locked_wheel(backend, "nvidia_cublas_cu12-12.6.4.1-py3-none-any.whl"),
             ),
         ),
     )

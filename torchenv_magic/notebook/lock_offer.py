@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.utils import canonicalize_name
+
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.demand import parse_requirement
 from torchenv_magic.environment import Environment
 from torchenv_magic.errors import LockError, TorchEnvError
 from torchenv_magic.notebook.cells import LARGEST_NOTEBOOK_BYTES
-from torchenv_magic.project.lock import METADATA_KEY, LockedBackend, NotebookLock, read_lock
+from torchenv_magic.project.lock import (
+    METADATA_KEY,
+    LockedBackend,
+    LockedPackage,
+    NotebookLock,
+    read_lock,
+)
 from torchenv_magic.status import Status, status_for
 
 __all__ = ["LockOffer", "offer_for", "read_lock_offer", "read_saved_metadata"]
@@ -51,6 +60,19 @@ class LockOffer:
         shown, rest = names[:_NAMED], len(names) - _NAMED
         listed = f"{', '.join(shown)} and {rest} more" if rest > 0 else " and ".join(shown)
         return f"torch {self.lock.torch}, for {listed}"
+
+    def brings(self, environment: Environment) -> tuple[LockedPackage, ...]:
+        """Return what is not in the environment as it is locked; what was asked for first."""
+        locked = self.lock.of(self.backend) if self.lock and self.backend else None
+        if self.lock is None or locked is None:
+            return ()
+        there = {package.name: package.version for package in environment.packages}
+        asked = [
+            canonicalize_name(parse_requirement(text, trusted=False).name)
+            for text in self.lock.asked.requirements
+        ]
+        missing = [each for each in locked.packages if there.get(each.name) != each.version]
+        return tuple(sorted(missing, key=lambda each: (each.name not in asked, each.name)))
 
 
 def read_lock_offer(notebook: Path | None, status: Status) -> LockOffer | None:

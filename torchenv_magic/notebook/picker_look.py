@@ -12,7 +12,7 @@ from html import escape
 from typing import Literal
 
 from torchenv_magic.builds.backend import Backend
-from torchenv_magic.environment import check_target
+from torchenv_magic.environment import FAMILY_MEMBERS, check_target, is_satellite
 from torchenv_magic.errors import (
     ConsentError,
     InstallCancelled,
@@ -127,6 +127,7 @@ _REPAIRED_BY_INSTALL = "What it has left is set right by the next install, which
 
 # A log of uv's is long: while it grows, its end is what tells where the install stands.
 _LOG_LINES = 12
+_NAMED_PACKAGES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,13 +520,33 @@ def _locked(model: PickerModel, offer: LockOffer) -> list[str]:
             f"For this machine that is its {offer.backend.label} build, with each package in the "
             "version that was locked."
         )
-        parts.append(f"<p>{escape(words)}</p>")
+        parts += [f"<p>{escape(words)}</p>", *_brought(model, offer)]
     if error is not None:
         tone = "calm" if isinstance(error, InstallCancelled) else _TONES[model.state]
         if offer_of(model) is not None:
             tone = _TONES["offered"]
         parts.insert(0, _error_html(error, tone=tone))
     return [*parts, *_afterwards(model)]
+
+
+def _brought(model: PickerModel, offer: LockOffer) -> list[str]:
+    """Return what comes with PyTorch: somebody else may have written what a lock says."""
+    if model.status is None:
+        return []
+    packages = offer.brings(model.status.environment)
+    others = [
+        each.name
+        for each in packages
+        if each.name not in FAMILY_MEMBERS and not is_satellite(each.name)
+    ]
+    parts = []
+    if others:
+        rest = len(others) - _NAMED_PACKAGES
+        listed = ", ".join(others[:_NAMED_PACKAGES]) + (f" and {rest} more" if rest > 0 else "")
+        parts.append(f"<p>With PyTorch it installs {escape(listed)}.</p>")
+    count = f"{len(packages)} packages" if len(packages) != 1 else "1 package"
+    lines = [f"{each.name} {each.version}" for each in packages]
+    return [*parts, log_html(lines, title=f"{count}, each with its version")]
 
 
 def _lock_title(offer: LockOffer) -> str:
