@@ -219,28 +219,45 @@ def test_where_the_notebook_is_not_known_its_file_is_asked_for(tmp_path: Path) -
     assert "`%torchenv restore NOTEBOOK.ipynb`" in caught.value.hint
 
 
-def test_a_run_that_names_no_notebook_finds_the_one_that_has_the_running_cell(
+def test_a_run_that_names_no_notebook_finds_the_one_that_begins_with_what_has_run(
     tmp_path: Path,
 ) -> None:
-    headless = replace(front_end("headless", None), cell_source="%torchenv restore")
-
-    def write(name: str, source: str, **metadata: object) -> Path:
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    def write(name: str, *sources: str, **metadata: object) -> Path:
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        cells.insert(0, nbformat.v4.new_markdown_cell("# A title"))
+        notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata.update(metadata)
         nbformat.write(notebook, tmp_path / name)
         return tmp_path / name
 
-    write("a-without-a-lock.ipynb", "%torchenv restore")
-    write("another.ipynb", "print(1)", torchenv={"schema": 1})
-    own = write("own.ipynb", "%torchenv restore", torchenv={"schema": 1})
-    assert notebook_to_read(headless, None, folder=tmp_path) == own
+    def found(*ran: str) -> Path:
+        return notebook_to_read(front_end("headless", None), None, folder=tmp_path, ran=ran)
+
+    restore = "%torchenv restore"
+    lock = {"schema": 1}
+    write("another.ipynb", "print(1)", restore, torchenv=lock)
+    (tmp_path / "broken.ipynb").write_text("{", encoding="utf-8")
+    own = write("own.ipynb", LOAD, "", restore, "print(2)", torchenv=lock)
+    assert found(LOAD, restore) == own
     # What papermill writes meanwhile is a copy.
-    write("written-by-the-run.ipynb", "%torchenv restore", torchenv={"schema": 1})
-    assert notebook_to_read(headless, None, folder=tmp_path) == own
-    # Of two locks either could be meant.
-    write("twin.ipynb", "%torchenv restore", torchenv={"schema": 2})
+    write("written-by-the-run.ipynb", LOAD, restore, torchenv=lock)
+    assert found(LOAD, restore) == own
+    for ran in ([restore], [LOAD, "print(1)", restore], []):
+        with pytest.raises(NotebookError, match="not known"):
+            found(*ran)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"torchenv": {"schema": 2}}])
+def test_a_lock_is_not_taken_for_that_of_a_notebook_with_the_same_cells(
+    tmp_path: Path, metadata: dict[str, object]
+) -> None:
+    for name, each in (("a.ipynb", {"torchenv": {"schema": 1}}), ("b.ipynb", metadata)):
+        cells = [nbformat.v4.new_code_cell("%torchenv restore")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=each), tmp_path / name)
     with pytest.raises(NotebookError, match="not known"):
-        notebook_to_read(headless, None, folder=tmp_path)
+        notebook_to_read(
+            front_end("headless", None), None, folder=tmp_path, ran=["%torchenv restore"]
+        )
 
 
 @pytest.mark.parametrize("consent", [False, True])

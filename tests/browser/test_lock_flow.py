@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser.fixtures import OpenPage
+from tests.browser.front_end import _PANEL as PANEL
 from tests.browser.front_end import FrontEndPage
 from tests.browser.stage import LOAD, MakeStage, Stage, assert_calm
 from tests.browser.test_picker_flow import assert_has_keyboard
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.browser
 
 VERIFICATION = f"{LOAD}\n%torchenv verify"
 EDIT = "edited = 'and not saved'"
+NEWER = f"() => {PANEL}.content.model.sharedModel.setMetadata('torchenv', {{schema: 99}})"
 KEPT = "It is in this notebook: save the notebook to keep it"
 
 
@@ -99,6 +101,13 @@ def test_the_oldest_front_end_keeps_a_lock_too(
     page.save()
     assert metadata_of(file)["torchenv"]["torch"] == "2.12.0"
     assert EDIT in file.read_text(encoding="utf-8")
+
+    # What a newer release has locked, and nobody saved yet, is not for this one to replace.
+    page.perform(lambda inner: inner.evaluate(NEWER))
+    page.run_cell(1)
+    page.wait_for_output(1, "the notebook has a lock that a newer torchenv_magic wrote")
+    page.save()
+    assert metadata_of(file)["torchenv"] == {"schema": 99}
     assert_calm(page)
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from torchenv_magic.errors import ConsentError, NotebookError, TorchEnvError
 from torchenv_magic.notebook.front_end import FrontEnd
-from torchenv_magic.notebook.lock_offer import read_saved_metadata
 from torchenv_magic.project.lock import METADATA_KEY
 from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook, source_of
 
 __all__ = ["Place", "choose_place", "is_same_notebook", "no_page", "notebook_to_read"]
 
-_MOST_FILES = 200
+# All notebooks of a folder together: a cell waits while they are read.
+_MOST_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +77,17 @@ def no_page(
     )
 
 
-def notebook_to_read(front_end: FrontEnd, named: Path | None, *, folder: Path) -> Path:
+def notebook_to_read(
+    front_end: FrontEnd, named: Path | None, *, folder: Path, ran: Sequence[str] = ()
+) -> Path:
     """Return the notebook whose lock is restored: the one that is named, else the one that runs.
 
     Parameters
     ----------
     folder
         Where the kernel was started.
+    ran
+        The cells that this kernel was sent so far, the running one too.
 
     Raises
     ------
@@ -90,34 +95,41 @@ def notebook_to_read(front_end: FrontEnd, named: Path | None, *, folder: Path) -
     """
     path = named or front_end.notebook_path
     if path is None and not front_end.interactive:
-        path = _notebook_that_runs(folder, front_end.cell_source or "")
+        path = _notebook_that_runs(folder, ran)
     if path is None:
         raise _unknown("restore")
     return path
 
 
-def _notebook_that_runs(folder: Path, source: str) -> Path | None:
-    """Return the notebook with a lock in `folder` that has the running cell.
+def _notebook_that_runs(folder: Path, ran: Sequence[str]) -> Path | None:
+    """Return the notebook in `folder` that begins with the cells that have run.
 
-    nbclient and all that are made of it tell a kernel no name. Where several have that cell, as a
-    copy that a run writes has it, it is known only if all have one and the same lock.
+    nbclient and all that are made of it tell a kernel no name. Where several notebooks begin so, as
+    a copy that a run writes does, it is known only if all have one and the same lock: what somebody
+    else has locked must not be taken for this one's.
     """
     try:
-        files = sorted(folder.glob("*.ipynb"))[:_MOST_FILES]
+        files = sorted(folder.glob("*.ipynb"))
+        if sum(path.stat().st_size for path in files) > _MOST_BYTES:
+            return None
     except OSError:
         return None
     found: dict[str, Path] = {}
     for path in files:
-        metadata = read_saved_metadata(path)
-        if metadata is None:
-            continue
         try:
-            cells = read_notebook_file(path).cells
+            notebook = read_notebook_file(path)
         except NotebookError:
             continue
-        if any(source_of(cell) == source for cell in cells):
-            found.setdefault(json.dumps(metadata[METADATA_KEY], sort_keys=True), path)
+        code = [source_of(cell) for cell in notebook.cells if cell["cell_type"] == "code"]
+        if ran and _told([text for text in code if text.strip()][: len(ran)]) == _told(ran):
+            lock = notebook.metadata.get(METADATA_KEY)
+            found.setdefault(json.dumps(lock, sort_keys=True), path)
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _told(sources: Sequence[str]) -> list[str]:
+    """Return sources as IPython keeps them."""
+    return [source.rstrip("\n") for source in sources]
 
 
 def _unknown(word: str) -> NotebookError:

@@ -301,12 +301,17 @@ def _keep_without_page(
 
 def _restore(shell: InteractiveShell, words: Words) -> Verification | None:
     from torchenv_magic.notebook.lock_storing import notebook_to_read
+    from torchenv_magic.project.notebook_file import shown_notebook
 
     front_end = read_front_end(shell)
     named = words.notebooks[0] if words.notebooks else None
     folder = Path(getattr(shell, "starting_dir", None) or Path.cwd())
-    notebook = notebook_to_read(front_end, named, folder=folder)
+    history = shell.history_manager
+    ran = [text for text in history.input_hist_raw if text.strip()] if history else []
+    notebook = notebook_to_read(front_end, named, folder=folder, ran=ran)
     lock = _read_lock(notebook, is_own=named is None)
+    if notebook not in (named, front_end.notebook_path):
+        print(f"This is taken for `{shown_notebook(notebook)}`, whose lock is restored.")  # noqa: T201
     restart = Restart(shell, front_end)
     view = _view(front_end)
     try:
