@@ -144,6 +144,30 @@ def test_a_change_of_the_backend_leaves_nothing_of_the_last_one() -> None:
     assert "rocm" not in extras
 
 
+def test_a_comment_stays_above_its_table_whatever_comes_and_goes() -> None:
+    text = edited('[project]\nname = "p"\n', "markers", "cu126")
+    text += "\n# Why ruff is set up so,\n# at length.\n[tool.ruff]\nline-length = 100\n"
+    for form, backends in (
+        ("index", ["xpu"]),
+        ("markers", ["rocm7.2"]),
+        ("index", ["cpu"]),
+        ("extras", ["cpu", "cu126", "xpu"]),
+    ):
+        text = edited(text, form, *backends)
+        assert (
+            "\n\n# Why ruff is set up so,\n# at length.\n[tool.ruff]\nline-length = 100\n" in text
+        )
+
+
+def test_an_index_that_nothing_here_was_taken_from_is_not_ours_to_remove() -> None:
+    index = (
+        '[[tool.uv.index]]\nname = "pytorch-cpu"\nurl = "https://download.pytorch.org/whl/cpu"\n'
+        "explicit = true\n"
+    )
+    text = edited(f'[project]\nname = "p"\n\n{index}')
+    assert index in text
+
+
 def test_extras_take_the_family_out_of_what_everybody_installs() -> None:
     data = read(edited(OWN, "extras", "cpu", "cu126"))
     assert data["project"]["dependencies"] == ["pandas>=2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -259,6 +260,21 @@ def test_a_script_has_a_notebooks_code_and_no_line_that_only_ipython_knows(
         "# %%\n# files = !ls\n\n# %%\nprint(x)\n"
     )
     assert made.notes == ("3 cells have lines that only IPython understands: they became comments",)
+
+
+def test_what_a_notebook_says_in_text_never_runs_in_its_script(
+    environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.ipynb"
+    cells = [
+        nbformat.v4.new_markdown_cell("A title\rprint('one')\r\nprint('two')\n/// script\n///"),
+        nbformat.v4.new_code_cell("%pip install x\rprint('three')"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    made = prepare_export("script", environment=environment, notebook=path, output=Path("a.py"))
+    code = [line for line in re.split("\r\n|\r|\n", made.text) if not line.startswith("#")]
+    assert "".join(code) == "print('three')"
+    assert made.text.count("\n# /// script") == 0
 
 
 def test_a_script_that_is_there_gets_the_metadata_below_its_first_line(

@@ -29,6 +29,8 @@ __all__ = [
 # As PEP 723 has it.
 _BLOCK = re.compile(r"(?m)^# /// script$\n(?P<content>(?:^#(?:| .*)$\n)+?)^# ///$")
 _CELL_ID = "torchenv-script"
+# Where Python ends a line, and a comment: not where `splitlines` ends one too.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAGIC = re.compile(r"\s*[%!]")
 
 
@@ -139,7 +141,7 @@ def script_of(cells: Sequence[Mapping[str, Any]], block: str) -> tuple[str, int]
         if not _is_python(code):
             # Only now: a line of a text may begin like a magic.
             code = "\n".join(
-                f"# {line}" if _MAGIC.match(line) else line for line in code.split("\n")
+                f"# {line}" if _MAGIC.match(line) else line for line in _LINE_END.split(code)
             )
             if source.lstrip().startswith("%%") or not _is_python(code):
                 code = _commented(source).rstrip("\n")
@@ -156,7 +158,7 @@ def _is_ours(cell: Mapping[str, Any]) -> bool:
 
 
 def _commented(source: str) -> str:
-    lines = source.rstrip("\n").split("\n")
+    lines = _LINE_END.split(source.rstrip("\n"))
     # A script has one block of metadata, and this would begin another one.
     return "".join(f"#{' ' * (1 + line.startswith('///'))}{line}".rstrip() + "\n" for line in lines)
 

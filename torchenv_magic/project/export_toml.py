@@ -122,7 +122,7 @@ def _edited(text: str, configuration: Configuration, *, file: str, in_project: b
         same = tomlkit.dumps(document) == plain
         if same:
             _Editor(document, configuration, file, in_project=in_project).edit()
-            written = _parted(tomlkit.dumps(document), plain)
+            written = _parted(_with_comments(tomlkit.dumps(document), plain), plain)
             # The library has met few files that it can't edit; a broken one is never written.
             after = _read(written, file)
             same = after == document.unwrap()
@@ -152,6 +152,34 @@ def _parted(edited: str, original: str) -> str:
             parted.append("\n")
         parted.append(line)
     return "".join(parted)
+
+
+def _with_comments(edited: str, original: str) -> str:
+    """Return the edited text with the comments above each header where they were.
+
+    For the library they are the end of the table before, which new entries come behind and which
+    goes with its table.
+    """
+    before, lines = original.split("\n"), edited.split("\n")
+    for place, header in enumerate(before):
+        start = place
+        while start and before[start - 1].startswith("#"):
+            start -= 1
+        comments = before[start:place]
+        once = before.count(header) == lines.count(header) == 1
+        if not comments or not once or _HEADER.match(header) is None:
+            continue
+        at = lines.index(header)
+        if lines[max(0, at - len(comments)) : at] == comments:
+            continue
+        for index in range(len(lines) - len(comments) + 1):
+            if lines[index : index + len(comments)] == comments:
+                del lines[index : index + len(comments)]
+                break
+        at = lines.index(header)
+        gap = [""] if at and lines[at - 1].strip() else []
+        lines[at:at] = [*gap, *comments]
+    return "\n".join(lines)
 
 
 def _refuse(file: str, problem: str, hint: str) -> NoReturn:
@@ -219,6 +247,7 @@ class _Editor:
         names = self._index_names(uv)
         sources = self._table(uv, "sources")
         self._check_sources(sources, names)
+        referred = _referred(sources)
         asked = self._write_dependencies(project, uv, sources)
         self._write_conflicts(uv)
         wanted = {
@@ -232,7 +261,9 @@ class _Editor:
                 del sources[name]
         for name, found in wanted.items():
             self._write_source(sources, name, found, names)
-        self._write_indexes(uv, sources, wanted, names)
+        needed = dict.fromkeys(source.backend for found in wanted.values() for source in found)
+        missing = [backend for backend in needed if backend not in names]
+        self._write_indexes(uv, missing, referred - _referred(sources))
 
     # What is there
 
@@ -364,7 +395,9 @@ class _Editor:
                     self._refuse_twins(name, 2)
                 if name in FAMILY_MEMBERS:
                     moved[name] = str(text)
-            stale |= moved.keys() | {name for name in TRITON_NAMES if name in sources}
+            stale |= moved.keys() | {
+                name for name in TRITON_NAMES if name in sources or name in self.wanted.sources
+            }
         self._drop(dependencies, stale)
         self._merge(dependencies, self.wanted.dependencies)
         _put_texts(project, "dependencies", dependencies)
@@ -508,33 +541,34 @@ class _Editor:
         _put(sources, name, _parse_value(f"[\n{lines}]"))
 
     def _write_indexes(
-        self,
-        uv: MutableMapping[str, Any],
-        sources: Mapping[str, Any],
-        wanted: Mapping[str, Sequence[Source]],
-        names: Mapping[Backend, str],
+        self, uv: MutableMapping[str, Any], missing: Sequence[Backend], forsaken: set[str]
     ) -> None:
+        """Name the indexes that are missing, in the place of those that this export forsakes.
+
+        A surplus one goes only where nobody has written anything to it.
+        """
         import tomlkit
 
-        needed = dict.fromkeys(source.backend for found in wanted.values() for source in found)
-        referred = {
-            str(entry.get("index"))
-            for name in sources
-            for entry in _as_list(sources[name])
-            if isinstance(entry, Mapping)
-        }
-        indexes = uv.get("index")
-        if indexes is not None:
-            for place in reversed(range(len(indexes))):
-                if _is_forsaken(_plain(indexes[place]), referred):
-                    del indexes[place]
-        missing = [backend for backend in needed if backend not in names]
-        if not missing:
+        indexes: Any = uv.get("index")
+        places = [
+            place
+            for place, entry in enumerate(indexes or ())
+            if str(entry.get("name")) in forsaken and _is_as_written(_plain(entry))
+        ]
+        rest = list(missing)
+        for place in places[: len(missing)]:
+            backend = rest.pop(0)
+            indexes[place]["name"] = index_name(backend)
+            indexes[place]["url"] = index_url(backend)
+        for place in reversed(places[len(missing) :]):
+            if "#" not in indexes[place].as_string():
+                del indexes[place]
+        if not rest:
             return
         if indexes is None or not len(indexes):
             indexes = tomlkit.aot()
         inline = not isinstance(indexes, tomlkit.items.AoT)
-        for backend in missing:
+        for backend in rest:
             values = {"name": index_name(backend), "url": index_url(backend), "explicit": True}
             entry = tomlkit.inline_table() if inline else tomlkit.table()
             entry.update(values)
@@ -619,12 +653,21 @@ def _is_backend(extra: str) -> bool:
     return True
 
 
-def _is_forsaken(entry: Mapping[str, Any], referred: set[str]) -> bool:
-    """Whether it is an index as an export writes it, that nothing is taken from any more."""
+def _referred(sources: Mapping[str, Any]) -> set[str]:
+    """Return the names of the indexes that something is taken from."""
+    return {
+        str(entry.get("index"))
+        for name in sources
+        for entry in _as_list(sources[name])
+        if isinstance(entry, Mapping)
+    }
+
+
+def _is_as_written(entry: Mapping[str, Any]) -> bool:
+    """Whether it is an index as an export writes it."""
     backend = _backend_of(entry.get("url"))
-    return (
-        backend is not None
-        and dict(entry)
-        == {"name": index_name(backend), "url": index_url(backend), "explicit": True}
-        and entry["name"] not in referred
-    )
+    return backend is not None and dict(entry) == {
+        "name": index_name(backend),
+        "url": index_url(backend),
+        "explicit": True,
+    }
