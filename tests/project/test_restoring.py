@@ -471,6 +471,16 @@ def test_without_a_network_uvs_cache_restores_it(target: Target, lock: NotebookL
     assert plan.download_bytes == 0
     assert all(download.cached for download in plan.downloads)
     assert {change.name for change in plan.of("remove")} == {"triton"}
+    # Its addresses are the lock's own: what the cache has no more is not fetched from there.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UV_CACHE_DIR", str(target.prefix.parent / "emptied"))
+        target.standin.down = False
+        before = target.snapshot()
+        with pytest.raises(TorchEnvError):
+            install_plan(plan)
+        assert target.snapshot() == before
+        target.standin.down = True
+    assert target.standin.downloads() == ()
     install_plan(plan)
     assert target.versions() == pins(lock, "cpu")
     assert target.imported() == f"{TORCH}+cpu"

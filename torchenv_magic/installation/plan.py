@@ -160,6 +160,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     space: tuple[SpaceNeed, ...] = ()
     """What it takes on which disk, as things were when the plan was made."""
+    offline: bool = False
+    """Whether its addresses are never asked: uv's cache has all, and a stranger named them."""
 
     @property
     def space_notes(self) -> tuple[str, ...]:

@@ -606,7 +606,7 @@ class _Planner:
             )
             for package in packages
         )
-        return self._plan(self.index, changes, downloads, lock)
+        return replace(self._plan(self.index, changes, downloads, lock), offline=True)
 
     # ---------------------------------------------------------------------------- from elsewhere
 

@@ -75,7 +75,7 @@ def stage(
             )
         # Else, or where the cache was emptied since the plan was made. uv has all before it links
         # the first: a stage that is half full failed for another reason, and stays as it is.
-        if completed is None or lacks_in_cache(completed):
+        if completed is None or (lacks_in_cache(completed) and not plan.offline):
             narrator = _narrator(plan, on_event, silence)
             if plan.download_bytes or plan.unknown_sizes or completed is not None:
                 narrator.begin("download", f"Downloading from {plan.source}")
