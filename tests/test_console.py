@@ -137,6 +137,7 @@ def test_an_interrupt_in_the_console_cancels(workplace: Workplace) -> None:
 
 
 def test_ipython_goes_on_with_what_it_had_not_imported(workplace: Workplace) -> None:
+    workplace.cache = workplace.directory / "cache"  # what another test has fetched is not there
     with ipython(workplace) as session:
         session.ask("%load_ext torchenv_magic")
         answer = session.ask("%torchenv install cpu torch==2.12.0")
