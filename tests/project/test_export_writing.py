@@ -17,6 +17,7 @@ from packaging.version import Version
 
 from tests.targets import make_environment
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.environment import Environment, read_environment
 from torchenv_magic.errors import ExportError, LockError, NotebookError
 from torchenv_magic.project.export_writing import Export, prepare_export
@@ -288,6 +289,39 @@ def test_a_script_that_is_there_gets_the_metadata_below_its_first_line(
     assert text.endswith(b"# ///\r\n\r\nimport torch\r\n")
     assert text.count(b"\r\n") == text.count(b"\n")
     assert not prepare_export("script", environment=environment, output=path).changed
+
+
+def test_a_script_with_a_mark_of_the_byte_order_stays_a_script(
+    environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.py"
+    path.write_bytes(
+        b"\xef\xbb\xbf# /// script\r\n# dependencies = []\r\n# ///\r\nimport torch\r\n"
+    )
+    prepare_export("script", environment=environment, output=path).write()
+    text = path.read_bytes()
+    assert text.startswith(b"\xef\xbb\xbf# /// script\r\n")
+    assert text.count(b"# /// script") == 1
+    compile(text, "train.py", "exec")
+
+
+def test_a_script_of_a_first_line_alone_keeps_it_first(
+    environment: Environment, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.py"
+    path.write_text("#!/usr/bin/env python3", encoding="utf-8")
+    prepare_export("script", environment=environment, output=path).write()
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n# /// script\n")
+
+
+def test_a_backend_that_uv_does_not_know_is_no_word_for_it(tmp_path: Path) -> None:
+    catalog = load_catalog()
+    unknown = [each for each in catalog.backends() if not catalog.is_known_to_uv(each)]
+    if not unknown:
+        pytest.skip("uv knows every backend of the catalog")
+    path = notebook(tmp_path / "a.ipynb", f"%torchenv install {unknown[0]}")
+    with pytest.raises(ExportError, match="uv does not take"):
+        prepare_export("command", notebook=path)
 
 
 # ------------------------------------------------------------------------------------- the file

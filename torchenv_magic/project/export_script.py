@@ -75,8 +75,8 @@ def with_block_in_script(text: str, configuration: Configuration, python: str, *
     if (edited := _with_block(plain, configuration, file)) is not None:
         return edited
     head, rest = "", plain
-    while match := re.match(r"#(?:!|.*coding[:=]).*\n", rest):
-        head, rest = head + match[0], rest[match.end() :]
+    while match := re.match(r"#(?:!|.*coding[:=]).*(?:\n|\Z)", rest):
+        head, rest = head + match[0].removesuffix("\n") + "\n", rest[match.end() :]
     block = new_block(configuration, python, file=file)
     return f"{head}{block}\n{chr(10) if rest else ''}{rest}"
 

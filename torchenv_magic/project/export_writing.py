@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.builds.catalog import load_catalog
 from torchenv_magic.environment import FAMILY_MEMBERS, Environment
 from torchenv_magic.errors import ExportError, RequestError
 from torchenv_magic.installation.settings import mirror_base
@@ -206,6 +207,11 @@ def _made(
             f"`export {form}` writes one backend, not {' and '.join(map(str, backends))}",
             hint="name one of them",
         )
+    if form != "requirements" and not load_catalog().is_known_to_uv(used.backend):
+        raise ExportError(
+            f"uv does not take {used.backend} for `--torch-backend`",
+            hint="run `%torchenv export requirements`, which names the wheels' pages",
+        )
     texts = {
         "requirements": requirements_text,
         "dockerfile": dockerfile_text,
@@ -385,8 +391,12 @@ def _script(
             cells = "1 cell has" if commented == 1 else f"{commented} cells have"
             notes = (f"{cells} lines that only IPython understands: they became comments",)
     else:
-        text = with_block_in_script(
-            before or "", configuration, used.python, file=shown_notebook(output)
+        mark = _MARK if before and before.startswith(_MARK) else ""
+        text = mark + with_block_in_script(
+            (before or "").removeprefix(_MARK),
+            configuration,
+            used.python,
+            file=shown_notebook(output),
         )
     text = with_line_ends_of(before or "", text)
     return Export(
