@@ -277,7 +277,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     large = tmp_path / "large.ipynb"
     with large.open("wb") as file:
         file.truncate(LARGEST_BYTES + 1)
-    with pytest.raises(NotebookError, match="is larger than 256 MB"):
+    with pytest.raises(NotebookError, match="is larger than 256 MB, the largest to edit"):
         read_notebook_file(large)
 
 

@@ -6,14 +6,9 @@ diff would then show every line, where two cells have come.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
-import os
 import re
-import secrets
-import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +28,7 @@ from torchenv_magic.project.json_text import (
     replace_value,
     style_of,
 )
+from torchenv_magic.project.whole_file import UnfitError, read_whole, replace_whole
 
 __all__ = [
     "NotebookFile",
@@ -48,11 +44,6 @@ LARGEST_BYTES = 256 * 1024 * 1024
 _FORMAT = 4
 _IDS_SINCE = 5
 """The minor version of the format from which on each cell has an id."""
-
-# Windows knows no pipes among its files, and translates line ends unless it is told not to.
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_BINARY = getattr(os, "O_BINARY", 0)
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,39 +208,23 @@ def read_notebook_file(path: Path) -> NotebookFile:
 def _read(path: Path) -> bytes:
     name = shown_notebook(path)
     try:
-        # A pipe under the name of a notebook would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _BINARY)
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
-            status = os.fstat(file.fileno())
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not stat.S_ISREG(status.st_mode):
-                raise NotebookError(
-                    f"`{name}` is a device or a pipe, and no file", hint="name a notebook's file"
-                )
-            # The size is that of now, and somebody may be writing.
-            is_larger = status.st_size > LARGEST_BYTES
-            content = b"" if is_larger else file.read(LARGEST_BYTES + 1)
+        return read_whole(path, largest=LARGEST_BYTES)
     except FileNotFoundError:
         raise NotebookError(
             f"There is no notebook `{name}`", hint="check the name, and the folder it is seen from"
         ) from None
-    except (OSError, ValueError) as error:
-        # Windows opens no folder, and calls that a lack of permission; a NUL is a ValueError.
-        if os.path.isdir(path):  # noqa: PTH112  (Path's raises where a name is too long)
-            raise NotebookError(
-                f"`{name}` is a folder, and no notebook", hint="name the notebooks in it"
-            ) from None
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise NotebookError(
-            f"`{name}` can't be read: {reason}", hint="check who may read it"
+            f"`{name}` can't be read: {error.strerror}", hint="check who may read it"
         ) from None
-    if is_larger or len(content) > LARGEST_BYTES:
-        raise NotebookError(
-            f"`{name}` is larger than {LARGEST_BYTES // 1024**2} MB, the largest that is edited",
-            hint="clear its outputs in Jupyter, and save it",
-        )
-    return content
+    except UnfitError as unfit:
+        message, hint = f"`{name}` is a device or a pipe, and no file", "name a notebook's file"
+        if unfit.kind == "folder":
+            message, hint = f"`{name}` is a folder, and no notebook", "name the notebooks in it"
+        elif unfit.kind == "too large":
+            message = f"`{name}` is larger than {LARGEST_BYTES // 1024**2} MB, the largest to edit"
+            hint = "clear its outputs in Jupyter, and save it"
+        raise NotebookError(message, hint=hint) from None
 
 
 _CONFLICT = re.compile(r"^(?:<{7}|\|{7}|={7}|>{7})(?!\S)", re.MULTILINE)
@@ -354,28 +329,8 @@ def write_notebook_file(file: NotebookFile) -> None:
     if not file.is_changed:
         return
     name = shown_notebook(file.path)
-    target = Path(os.path.realpath(file.path))
-    # Without the notebook's name, which may be as long as names can be.
-    temporary = target.with_name(f".torchenv-{secrets.token_hex(8)}")
     try:
-        status = target.stat()
-        # A rename needs no right to the file itself, and root has every right.
-        if not status.st_mode & 0o222 or not os.access(target, os.W_OK):
-            raise NotebookError(
-                f"`{name}` is read-only, so nothing was written",
-                hint="make it writable, or work on a copy",
-            )
-        try:
-            _write(temporary, file.text.encode("utf-8"), target, status)
-            # As late as can be: between this and the rename lies nothing.
-            if _read(target) != file.read:
-                raise NotebookError(
-                    f"`{name}` has changed since it was read, so nothing was written",
-                    hint="run the same line again",
-                )
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_whole(file.path, file.text.encode("utf-8"), read=file.read)
     except OSError as error:
         hint = "check who may write it, and make files in its folder"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -383,18 +338,8 @@ def write_notebook_file(file: NotebookFile) -> None:
         raise NotebookError(
             f"`{name}` can't be written, so it is as it was: {error.strerror}", hint=hint
         ) from None
-
-
-def _write(temporary: Path, content: bytes, target: Path, status: os.stat_result) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY
-    with open(os.open(temporary, flags, 0o600), "wb") as file:  # noqa: PTH123  (a descriptor)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if hasattr(os, "chown"):
-        # Who is not root can't give a file away; then it is theirs who wrote it last.
-        with contextlib.suppress(OSError):
-            os.chown(temporary, status.st_uid, status.st_gid)
-    shutil.copystat(target, temporary)
-    # Front ends tell by the time whether a file has changed.
-    os.utime(temporary)
+    except UnfitError as unfit:
+        message, hint = f"`{name}` has changed since it was read", "run the same line again"
+        if unfit.kind == "read-only":
+            message, hint = f"`{name}` is read-only", "make it writable, or work on a copy"
+        raise NotebookError(f"{message}, so nothing was written", hint=hint) from None
