@@ -20,14 +20,16 @@ from tests.test_plugin import Page
 from tests.test_words_in_kernel import LOAD, run, shown
 from tests.workplace import Workplace, outputs_of
 from torchenv_magic.environment import Environment, InstalledPackage
-from torchenv_magic.errors import ConsentError, NotebookError
+from torchenv_magic.errors import ConsentError, LockError, NotebookError
 from torchenv_magic.notebook.front_end import FrontEnd, FrontEndKind
 from torchenv_magic.notebook.lock_offer import LockOffer, offer_for, read_saved_metadata
 from torchenv_magic.notebook.lock_storing import choose_place, notebook_to_read
+from torchenv_magic.notebook.magic import _read_lock
 from torchenv_magic.notebook.picker_look import PickerModel, look
-from torchenv_magic.project.lock import NotebookLock, read_lock
+from torchenv_magic.project.lock import NotebookLock, lock_to_json, read_lock
 from torchenv_magic.project.lock_making import lock_target
 from torchenv_magic.status import Status
+from torchenv_magic.words import parse_words
 
 LOCKED = MODELS["locked"]
 STANDIN = ("127.0.0.1",)
@@ -170,6 +172,17 @@ def test_a_pipe_by_the_name_of_a_notebook_is_not_waited_for(tmp_path: Path) -> N
     assert read_saved_metadata(tmp_path / "pipe.ipynb") is None
     assert read_saved_metadata(tmp_path / "none.ipynb") is None
     assert read_saved_metadata(None) is None
+
+
+def test_a_lock_that_was_made_from_the_mirror_that_the_line_names_is_read(tmp_path: Path) -> None:
+    _, lock = parts()
+    data = json.dumps(lock_to_json(lock))
+    data = data.replace("https://download.pytorch.org/whl", "http://mirror.example/whl")
+    path = written(tmp_path, notebook_text(torchenv=json.loads(data)))
+    line = ["restore", str(path), "--index-base", "http://mirror.example/whl"]
+    assert _read_lock(path, parse_words(line, notebook=True), is_own=False).torch == "2.14.1"
+    with pytest.raises(LockError, match="http"):
+        _read_lock(path, parse_words(line[:2], notebook=True), is_own=False)
 
 
 # ------------------------------------------------------------------------------- where a lock goes

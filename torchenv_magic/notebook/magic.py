@@ -309,7 +309,7 @@ def _restore(shell: InteractiveShell, words: Words) -> Verification | None:
     history = shell.history_manager
     ran = [text for text in history.input_hist_raw if text.strip()] if history else []
     notebook = notebook_to_read(front_end, named, folder=folder, ran=ran)
-    lock = _read_lock(notebook, is_own=named is None)
+    lock = _read_lock(notebook, words, is_own=named is None)
     if notebook not in (named, front_end.notebook_path):
         print(f"This is taken for `{shown_notebook(notebook)}`, whose lock is restored.")  # noqa: T201
     restart = Restart(shell, front_end)
@@ -326,11 +326,15 @@ def _restore(shell: InteractiveShell, words: Words) -> Verification | None:
     return _Ending(shell, front_end, restart, view, result, words).go()
 
 
-def _read_lock(notebook: Path, *, is_own: bool) -> NotebookLock:
+def _read_lock(notebook: Path, words: Words, *, is_own: bool) -> NotebookLock:
+    from torchenv_magic.project.hosts import own_hosts
     from torchenv_magic.project.lock import read_lock
     from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook
 
-    lock = read_lock(read_notebook_file(notebook).metadata)
+    # A mirror that the line names is one that a lock may have been made from.
+    sites = read_sites(index_base=words.index_base, prefix=Path(sys.prefix))
+    metadata = read_notebook_file(notebook).metadata
+    lock = read_lock(metadata, plain_hosts=own_hosts(sites))
     if lock is None:
         hint = "`%torchenv lock` makes one, where its PyTorch is installed"
         if is_own:
