@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import errno
 import os
-import secrets
-import shutil
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +51,7 @@ from torchenv_magic.project.notebook_file import (
     shown_notebook,
     write_notebook_file,
 )
+from torchenv_magic.project.whole_file import UnfitError, read_whole, replace_whole
 
 if TYPE_CHECKING:
     from torchenv_magic.project.lock import NotebookLock
@@ -65,11 +62,6 @@ PROJECT_FORMS = ("index", "markers", "extras")
 _LARGEST_BYTES = 16 * 1024 * 1024
 _LONGEST_LINE = 1_000
 _MARK = "\ufeff"
-
-# Windows knows no pipes among its files, and translates line ends unless it is told not to.
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_BINARY = getattr(os, "O_BINARY", 0)
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -437,56 +429,30 @@ def _read_text(path: Path) -> tuple[str | None, bytes]:
 def _read(path: Path) -> bytes:
     name = shown_notebook(path)
     try:
-        # A pipe under that name would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | _BINARY)
-        with open(descriptor, "rb") as file:  # noqa: PTH123  (a descriptor)
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ExportError(f"`{name}` is no file", hint="name a file with `--output`")
-            content = file.read(_LARGEST_BYTES + 1)
+        return read_whole(path, largest=_LARGEST_BYTES)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        if os.path.isdir(path):  # noqa: PTH112  (pathlib raises for a name that is too long)
-            raise ExportError(
-                f"`{name}` is a folder", hint="name a file in it with `--output`"
-            ) from None
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise ExportError(
-            f"`{name}` can't be read: {reason}", hint="check who may read it"
+            f"`{name}` can't be read: {error.strerror}", hint="check who may read it"
         ) from None
-    if len(content) > _LARGEST_BYTES:
-        raise ExportError(
-            f"`{name}` is larger than {_LARGEST_BYTES // 1024**2} MB, which no such file is",
-            hint="name another file with `--output`",
-        )
-    return content
+    except UnfitError as unfit:
+        message, hint = f"`{name}` is no file", "name a file with `--output`"
+        if unfit.kind == "folder":
+            message, hint = f"`{name}` is a folder", "name a file in it with `--output`"
+        elif unfit.kind == "too large":
+            message = (
+                f"`{name}` is larger than {_LARGEST_BYTES // 1024**2} MB, which no such file is"
+            )
+            hint = "name another file with `--output`"
+        raise ExportError(message, hint=hint) from None
 
 
 def _write(path: Path, content: bytes, read: bytes | None) -> None:
     """Replace the file as a whole, if it is still as it was read; None is that there was none."""
     name = shown_notebook(path)
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
     try:
-        status = target.stat() if read is not None else None
-        # A rename needs no right to the file itself, and root has every right.
-        if status is not None and (not status.st_mode & 0o222 or not os.access(target, os.W_OK)):
-            raise ExportError(
-                f"`{name}` is read-only, so nothing was written",
-                hint="make it writable, or name another file with `--output`",
-            )
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY
-            with open(os.open(temporary, flags, 0o666), "wb") as file:  # noqa: PTH123
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if status is not None:
-                _keep_owner(temporary, target, status)
-            _check_unchanged(target, read, name)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_whole(path, content, read=read)
     except OSError as error:
         hint = "check who may write it, and make files in its folder"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -494,29 +460,9 @@ def _write(path: Path, content: bytes, read: bytes | None) -> None:
         raise ExportError(
             f"`{name}` can't be written, so it is as it was: {error.strerror}", hint=hint
         ) from None
-
-
-def _keep_owner(temporary: Path, target: Path, status: os.stat_result) -> None:
-    if hasattr(os, "chown"):
-        # Who is not root can't give a file away; then it is theirs who wrote it last.
-        with contextlib.suppress(OSError):
-            os.chown(temporary, status.st_uid, status.st_gid)
-    shutil.copymode(target, temporary)
-
-
-def _check_unchanged(target: Path, read: bytes | None, name: str) -> None:
-    """Refuse to replace what somebody has written meanwhile: as late as can be before the rename.
-
-    Raises
-    ------
-    ExportError
-    """
-    try:
-        now: bytes | None = _read(target)
-    except FileNotFoundError:
-        now = None
-    if now != read:
-        raise ExportError(
-            f"`{name}` has changed since it was read, so nothing was written",
-            hint="run the same line again",
-        )
+    except UnfitError as unfit:
+        message, hint = f"`{name}` has changed since it was read", "run the same line again"
+        if unfit.kind == "read-only":
+            message = f"`{name}` is read-only"
+            hint = "make it writable, or name another file with `--output`"
+        raise ExportError(f"{message}, so nothing was written", hint=hint) from None
