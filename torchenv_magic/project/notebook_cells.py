@@ -479,7 +479,14 @@ def _lock_findings(
                 hint="run `torchenv lock` on it, or `torchenv notebook add` to install instead",
             )
         return
-    lacking = list(_lacking(lock, words.request)) if words and words.word == "install" else []
+    asked = words.request if words is not None and words.word == "install" else None
+    if asked is not None and asked.backend is not None and lock.of(asked.backend) is None:
+        yield Finding(
+            code="lock-stale",
+            message=f"The set-up cell asks for {asked.backend}, which the lock has not",
+            hint=f"lock it for that build too: `torchenv lock NOTEBOOK {asked.backend}`",
+        )
+    lacking = list(_lacking(lock, asked)) if asked is not None else []
     held = {package.name for each in lock.backends for package in each.packages}
     lacking += [
         name
@@ -503,8 +510,6 @@ def _lacking(lock: NotebookLock, request: Request) -> Iterator[str]:
     from packaging.utils import canonicalize_name
 
     ran = lock.of(lock.ran)
-    if request.backend is not None and lock.of(request.backend) is None:
-        yield str(request.backend)
     for text in request.requirements:
         requirement = parse_requirement(text)
         # What holds for one platform alone is asked on another machine.
