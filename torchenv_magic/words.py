@@ -95,7 +95,15 @@ EXPORT_FORMS = {
     "command": "one line of `uv pip install --torch-backend`",
 }
 """What `torchenv export` writes, and a sentence about each."""
-_EXPORT = "\n\n" + "\n".join(f"  {form:<13} {text}" for form, text in EXPORT_FORMS.items())
+_EXPORT_ASKED = """
+
+  NOTEBOOK     says what is used: its lock, else its set-up cell (default: what
+               is installed); `script` writes into it
+  BACKEND      a build in place of the one that is used; `extras` takes several
+               (auto: this machine's best)
+  REQUIREMENT  what is asked for, in place of what was asked for last"""
+_EXPORT_FORMS = "\n".join(f"  {form:<13} {text}" for form, text in EXPORT_FORMS.items())
+_EXPORT = f"\n\n{_EXPORT_FORMS}{_EXPORT_ASKED}"
 
 NOTEBOOK_ACTIONS = {
     "add": "NOTEBOOK [BACKEND] [REQUIREMENT ...]",
@@ -159,7 +167,7 @@ _DETAILS = {
     "export": _EXPORT,
     "notebook": _NOTEBOOK,
 }
-_ASKED_LATER = ("layer", "export", "notebook")
+_ASKED_LATER = ("layer", "notebook")
 
 # What people write for a backend, right or nearly right; packages such as `cuda-python` are none.
 _LIKE_A_BACKEND = re.compile(
