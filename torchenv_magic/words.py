@@ -558,7 +558,7 @@ def _unknown_option(text: str, parser: _Parser, options: Sequence[str]) -> Reque
     hint = f"`{parser.prog} -h` shows how it is written"
     if nearest:
         hint = f"did you mean `{nearest[0]}`? {hint}"
-    elif name == "--python":
+    elif name == "--python" and parser.prog.startswith("%"):
         hint = "a notebook works on its kernel's environment; `torchenv` in a terminal on any"
     elif parser.prog.endswith((" plan", " install")):
         hint = f"{hint}; set pip's and uv's own options in their configuration"

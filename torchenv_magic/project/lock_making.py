@@ -249,7 +249,7 @@ def _asked_backend(environment: Environment, ran: Backend) -> Backend | None:
     try:
         program, *line = shlex.split(entries[-1].command, posix=os.name == "posix") or [""]
         named = parse_words(line, notebook=program.startswith("%")).request.backend
-    except (RequestError, HelpRequested, ValueError):
+    except (HelpRequested, RequestError, ValueError):
         return None
     return named if named == ran else None
 
