@@ -248,7 +248,10 @@ def test_measuring_ends_after_five_milliseconds_and_says_so(
     variables, complete = user_variables(shell_with(**{f"a{n}": kind() for n in range(50)}))
     assert not complete
     assert len(variables) == 50
-    assert [variable.size_bytes for variable in variables[:3]] == [2_000_000, 2_000_000, 0]
+    # A busy machine may sleep longer than asked, so one or two were measured before the end.
+    sizes = [variable.size_bytes for variable in variables]
+    assert sizes[0] == 2_000_000
+    assert not any(sizes[2:])
 
 
 # --- the process ----------------------------------------------------------------------------------
