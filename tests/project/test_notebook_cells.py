@@ -230,7 +230,22 @@ def test_what_ipython_would_fill_in_is_refused(make: Make) -> None:
         (RESTORE, ["cpu"], True, f"{INSTALL} cpu"),
         (f"# mine\n{INSTALL}\nx = 1\n", ["cpu"], False, f"# mine\n{INSTALL} cpu\nx = 1\n"),
         ("%torchenv install xpu", ["cpu"], False, f"{INSTALL} cpu"),
-        ("print('mine')", ["cpu"], False, f"{INSTALL} cpu"),
+        ("print('mine')", ["cpu"], False, f"{INSTALL} cpu\nprint('mine')"),
+        (" \n", ["cpu"], False, f"{INSTALL} cpu"),
+        ("v = %torchenv install xpu\nw", ["cpu"], False, f"{LOAD}\nv = %torchenv install cpu\nw"),
+        (
+            "if True:\n    %torchenv install xpu\n",
+            ["cpu"],
+            False,
+            f"if True:\n    {LOAD}\n    %torchenv install cpu\n",
+        ),
+        (
+            f"{LOAD}\r\n%torchenv install xpu\r\nx = 1\r\n",
+            ["cpu"],
+            False,
+            f"{LOAD}\r\n%torchenv install cpu\r\nx = 1\r\n",
+        ),
+        (f"{INSTALL} xpu \\\n  torchvision\nx = 1", ["cpu"], False, f"{INSTALL} cpu\nx = 1"),
     ],
 )
 def test_a_set_up_cell_is_brought_up_to_date_in_its_place(
@@ -252,9 +267,25 @@ def test_a_cell_that_a_person_wrote_without_a_tag_counts_as_well(make: Make) -> 
     assert remove_cells(edited, lock=True).file is edited
 
 
-def test_an_older_verification_is_brought_up_to_date(make: Make) -> None:
-    file = make(setup(INSTALL), code("%torchenv check", VERIFICATION_TAG))
+def test_a_verification_that_verifies_stays_and_another_gets_to(make: Make) -> None:
+    mine = f"{VERIFICATION_SOURCE}\nprint('mine')"
+    file = make(setup(INSTALL), code(mine, VERIFICATION_TAG))
+    assert add_cells(file, None).file is file
+    assert not check_cells(file)
+    file = make(setup(INSTALL), code("print('mine')", VERIFICATION_TAG))
+    assert sources(add_cells(file, None).file) == [INSTALL, mine]
+    file = make(setup(INSTALL), code("", VERIFICATION_TAG))
     assert sources(add_cells(file, None).file) == [INSTALL, VERIFICATION_SOURCE]
+
+
+def test_nothing_is_put_above_what_has_to_stand_first(make: Make) -> None:
+    with pytest.raises(NotebookError, match=r"Cell 1 of `.*` is tagged as ours, and begins with"):
+        add_cells(make(setup("%%bash\nls")), parse_request(["cpu"]))
+    with pytest.raises(NotebookError, match=r"Cell 2 of `.*` is tagged as ours, and begins with"):
+        add_cells(make(setup(INSTALL), code("%%time\n1", VERIFICATION_TAG)), None)
+    captured = f"%%capture\n{INSTALL}"
+    edited = add_cells(make(setup(captured)), parse_request(["cpu"])).file
+    assert sources(edited)[0] == f"{captured} cpu"
 
 
 def test_of_two_cells_none_is_guessed(make: Make) -> None:
@@ -345,6 +376,11 @@ CHECKS: dict[str, tuple[tuple[Any, ...], Any, list[str]]] = {
         ["verification-stale"],
     ),
     "installs nothing": ((setup("print(1)"), VERIFICATION), {}, ["setup-stale"]),
+    "well, with more lines": (
+        (setup("v = %torchenv install \\\n  torchvision"), VERIFICATION),
+        lock("torchvision"),
+        [],
+    ),
     "no words": ((setup(f"{INSTALL} 'a"), VERIFICATION), {}, ["setup-stale"]),
     "help": ((setup(f"{INSTALL} -h"), VERIFICATION), {}, ["setup-stale"]),
     "no backend": ((setup(f"{INSTALL} cu1"), VERIFICATION), {}, ["setup-stale"]),

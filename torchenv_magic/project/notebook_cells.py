@@ -45,7 +45,10 @@ SETUP_TAG = "torchenv-setup"
 VERIFICATION_SOURCE = f"{_LOAD}\n%torchenv verify"
 VERIFICATION_TAG = "torchenv-verify"
 
-_SETUP_LINE = re.compile(r"[ \t]*%torchenv[ \t]+((?:install|restore)(?![^\s]).*)")
+_ASSIGNED = r"([ \t]*)((?:[\w.]+[ \t]*=[ \t]*)?)%torchenv[ \t]+"
+_SETUP_LINE = re.compile(_ASSIGNED + r"((?:install|restore)(?!\S).*)")
+_VERIFICATION_LINE = re.compile(_ASSIGNED + r"verify(?!\S).*")
+_WITH_BREAK = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+")
 _LOAD_LINE = re.compile(r"[ \t]*%(?:re)?load_ext[ \t]+torchenv_magic[ \t]*")
 _SCRIPT = re.compile(r"^# /// script[ \t]*$", re.MULTILINE)
 # Their body is Python; that of others is a shell's, a page's, a file's.
@@ -141,8 +144,23 @@ def _find(cells: Sequence[_Cell]) -> tuple[list[int], list[int]]:
 
 def _setup_line(source: str) -> str | None:
     """Return what the first line that installs says behind `%torchenv`."""
-    matches = map(_SETUP_LINE.fullmatch, source.splitlines())
-    return next((match[1] for match in matches if match), None)
+    lines = _WITH_BREAK.findall(source)
+    if (found := _find_setup_line(lines)) is None:
+        return None
+    start, end, match = found
+    parts = (match[3], *(line.rstrip("\r\n") for line in lines[start + 1 : end]))
+    return " ".join(part.removesuffix("\\").strip() for part in parts)
+
+
+def _find_setup_line(lines: Sequence[str]) -> tuple[int, int, re.Match[str]] | None:
+    """Return where the line that installs begins and ends, with the lines that continue it."""
+    for start, line in enumerate(lines):
+        if match := _SETUP_LINE.fullmatch(line.rstrip("\r\n")):
+            end = start + 1
+            while end < len(lines) and lines[end - 1].rstrip("\r\n").endswith("\\"):
+                end += 1
+            return start, end, match
+    return None
 
 
 def setup_words(cells: Sequence[_Cell]) -> Words | None:
@@ -235,6 +253,8 @@ def _with_setup(
     source = source_of(file.cells[index])
     wanted = source
     if request is not None:
+        if _setup_line(source) is None:
+            _check_plain(file, index)
         wanted = _with_line(source, line)
     elif _is_untouched(source, lock):
         wanted = f"{_LOAD}\n{line}"
@@ -250,8 +270,10 @@ def _with_verification(file: NotebookFile, setup: int) -> tuple[NotebookFile, Ce
         file = file.with_cell(index, cell)
         return file, CellChange(part="verification", change="added", index=index)
     index = verification[0]
-    stale = not is_verification_source(source_of(file.cells[index]))
-    wanted = VERIFICATION_SOURCE if stale else source_of(file.cells[index])
+    wanted = source_of(file.cells[index])
+    if not _verifies(wanted):
+        _check_plain(file, index)
+        wanted = _with_lines_above(wanted, VERIFICATION_SOURCE)
     file, change = _with_source(file, index, wanted)
     return file, CellChange(part="verification", change=change, index=index)
 
@@ -261,6 +283,20 @@ def _with_source(
 ) -> tuple[NotebookFile, Literal["updated", "kept"]]:
     edited = file.with_source(index, source)
     return edited, "kept" if edited is file else "updated"
+
+
+def _verifies(source: str) -> bool:
+    return any(map(_VERIFICATION_LINE.fullmatch, _lines(source)))
+
+
+def _check_plain(file: NotebookFile, index: int) -> None:
+    """Refuse to put a line above `%%time` or `%%bash`, which have to stand first."""
+    if source_of(file.cells[index]).lstrip().startswith("%%"):
+        raise NotebookError(
+            f"Cell {index + 1} of `{shown_notebook(file.path)}` is tagged as ours, and begins with "
+            "a magic for all of it",
+            hint="take its tag away, or delete it",
+        )
 
 
 def _is_untouched(source: str, lock: NotebookLock | None) -> bool:
@@ -285,16 +321,22 @@ def _is_untouched(source: str, lock: NotebookLock | None) -> bool:
 
 def _with_line(source: str, line: str) -> str:
     """Return the source with that line in place of the one that installs; the rest stays."""
-    lines = source.split("\n")
-    for index, each in enumerate(lines):
-        if _SETUP_LINE.fullmatch(each.rstrip("\r")):
-            lines[index] = line
-            break
-    else:
-        return f"{_LOAD}\n{line}"
-    if not any(_LOAD_LINE.fullmatch(each) for each in lines[:index]):
-        lines.insert(index, _LOAD)
-    return "\n".join(lines)
+    lines = _WITH_BREAK.findall(source)
+    if (found := _find_setup_line(lines)) is None:
+        return _with_lines_above(source, f"{_LOAD}\n{line}")
+    start, end, match = found
+    written = lines[end - 1]
+    ending = written[len(written.rstrip("\r\n")) :]
+    indent, assigned = match[1], match[2]
+    new = [f"{indent}{assigned}{line}{ending}"]
+    if not any(_LOAD_LINE.fullmatch(each.rstrip("\r\n")) for each in lines[:start]):
+        new.insert(0, f"{indent}{_LOAD}{ending or chr(10)}")
+    return "".join([*lines[:start], *new, *lines[end:]])
+
+
+def _with_lines_above(source: str, lines: str) -> str:
+    """Return the source below these lines: what a person has written there is not ours to lose."""
+    return f"{lines}\n{source}" if source.strip() else lines
 
 
 def _place(cells: Sequence[_Cell]) -> int:
@@ -445,10 +487,10 @@ def _cell_findings(file: NotebookFile) -> Iterator[Finding]:
             message=f"Cell {verification[0] + 1} verifies before cell {setup[0] + 1} installs",
             hint="move the verification cell below the set-up cell",
         )
-    if verification and not is_verification_source(source_of(file.cells[verification[0]])):
+    if verification and not _verifies(source_of(file.cells[verification[0]])):
         yield Finding(
             code="verification-stale",
-            message=f"The verification cell, cell {verification[0] + 1}, says something else",
+            message=f"The verification cell, cell {verification[0] + 1}, verifies nothing",
             hint=add,
         )
 
