@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.utils._process_common import arg_split
@@ -208,6 +209,27 @@ def test_what_a_word_prints_as_json_has_the_fields_that_its_page_names(
     keys = set((printed[0] if word == "list" else printed).keys())
     left_out = {"exclusion"} if word == "select" else set()
     assert keys == documented_keys(word) - left_out
+
+
+def test_what_is_printed_about_a_notebook_has_the_keys_that_the_page_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^- `(\w+)` (prints.*?)(?=^- |^## )", page, re.MULTILINE | re.DOTALL))
+    path = tmp_path / "analysis.ipynb"
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import torch")]), path
+    )
+    for word, *rest in (
+        ("notebook", "check", str(path)),
+        ("notebook", "add", str(path), "cpu", "torch==2.13.0"),
+        ("export", "index", str(path), "--output", str(tmp_path / "pyproject.toml")),
+    ):
+        main([word, *rest, "--json"])
+        printed = json.loads(capsys.readouterr().out)
+        inner = [item for value in printed.values() if isinstance(value, list) for item in value]
+        for record in (printed, *(item for item in inner if isinstance(item, dict))):
+            assert [key for key in record if not re.search(f'[`"]{key}[`"]', said[word])] == []
 
 
 def test_the_page_about_json_names_each_word_that_tells_of_its_events() -> None:
