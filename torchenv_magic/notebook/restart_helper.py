@@ -58,6 +58,7 @@ _HEARD_SECONDS = (0.5, 2.0)
 _ASK_AGAIN_SECONDS = 0.5
 _ASK_AGAIN_AT_MOST_SECONDS = 30.0
 _ALIVE_SECONDS = 2.0
+_ROUNDS_WITHOUT_FILE = 3
 
 _log = logging.getLogger("torchenv_magic.restart")
 
@@ -399,10 +400,11 @@ def _reply_to(
     rounds_without_file = 0
     while time.monotonic() < deadline:
         later.add(client.kernel_info())
-        # Who shuts a kernel down removes the file; one that starts again has it back soon.
+        # Who shuts a kernel down removes the file; one that starts again has it back soon, but not
+        # at once on a busy machine.
         exists = Path(job.connection_file).exists()
         rounds_without_file = 0 if exists else rounds_without_file + 1
-        if rounds_without_file > 1:
+        if rounds_without_file > _ROUNDS_WITHOUT_FILE:
             return "the kernel was shut down"
         again = min(deadline, time.monotonic() + _ALIVE_SECONDS)
         while (left := again - time.monotonic()) > 0:
