@@ -443,23 +443,50 @@ def test_a_mirror_serves_what_was_locked_from_the_index(target: Target, lock: No
     assert not [r for r in target.standin.requests if r.host in (INDEX_HOST, FILE_HOST)]
 
 
+def fill(folder: Path, target: Target, lock: NotebookLock) -> Path:
+    """Lay every wheel that is locked into the folder."""
+    folder.mkdir()
+    wanted = {each.file_name for package in lock.backends[0].packages for each in package.wheels}
+    for wheel in (*target.standin.wheels("cpu"), *target.standin.wheels(SIMPLE)):
+        if wheel.path.name in wanted:
+            shutil.copy(wheel.path, folder)
+    return folder
+
+
 def test_a_folder_serves_it_without_a_network_if_its_files_are_the_same(
     cold_target: Target, lock_of_cpu: NotebookLock, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    wanted = {
-        each.file_name for package in lock_of_cpu.backends[0].packages for each in package.wheels
-    }
-    for wheel in (*cold_target.standin.wheels("cpu"), *cold_target.standin.wheels(SIMPLE)):
-        if wheel.path.name in wanted:
-            shutil.copy(wheel.path, folder)
+    folder = fill(tmp_path / "wheels", cold_target, lock_of_cpu)
     cold_target.standin.down = True
     sites = read_sites(find_links=[str(folder)], prefix=cold_target.prefix, files=())
     plan = plan_of(cold_target, lock_of_cpu, sites=sites)
     assert plan.source.kind == "folder"
     install_plan(plan)
     assert cold_target.versions() == pins(lock_of_cpu, "cpu")
+
+
+def test_a_folder_with_other_files_hides_none_that_has_the_locked_ones(
+    cold_target: Target, lock_of_cpu: NotebookLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = cold_target
+    good = fill(tmp_path / "good", target, lock_of_cpu)
+    other_torch(target.standin, tmp_path / "other")
+    bad = fill(tmp_path / "bad", target, lock_of_cpu)
+    target.standin.down = True
+    monkeypatch.setenv("PIP_FIND_LINKS", bad.as_uri())
+    with pytest.raises(LockError, match="has another file by the name of `torch-"):
+        plan_of(target, lock_of_cpu)
+
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{bad.as_uri()} {good.as_uri()}")
+    with pytest.raises(
+        IndexUnreachableError, match=rf"The wheel folder {good} has torch"
+    ) as caught:
+        plan_of(target, lock_of_cpu)
+    assert [offer.source.location for offer in caught.value.offers] == [str(good)]
+    plan = plan_of(target, lock_of_cpu, consent=True)
+    assert any("with your consent" in note for note in plan.notes)
+    install_plan(plan)
+    assert target.versions() == pins(lock_of_cpu, "cpu")
 
 
 def test_without_a_network_uvs_cache_restores_it(target: Target, lock: NotebookLock) -> None:
@@ -609,6 +636,20 @@ def test_another_python_is_refused_with_a_line_for_that_python(
     assert f"lock is for Python {here} on " in said
     assert f"`torchenv install --python {elsewhere.python} cpu torch=={TORCH} torchvision`" in said
     assert elsewhere.snapshot() == before
+
+
+def test_what_was_locked_from_a_mirror_comes_back_from_it(
+    target: Target, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = target.standin.mirror_base.replace("127.0.0.1", "localhost")
+    file = notebook(tmp_path)
+    there = ("--python", target.python, "--index-base", mirror)
+    assert torchenv("install", "cpu", *there) == 0
+    assert torchenv("lock", file, "cpu", *there) == 0
+    assert "localhost" in file.read_text(encoding="utf-8")
+    assert torchenv("restore", file, *there) == 0
+    assert torchenv("restore", file, "--python", target.python) == 1
+    assert "comes by http from `localhost`" in capsys.readouterr().err
 
 
 def test_a_server_that_nobody_named_is_asked_about_with_the_same_line(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torchenv_magic.cli.ending import aim_error, aimed, check_consent, judge, prove, stopped
+from torchenv_magic.cli.ending import aim_error, aimed, carry_out, judge, prove, stopped
 from torchenv_magic.cli.talk import (
     FAILED,
     colored,
@@ -26,7 +26,6 @@ from torchenv_magic.cli.talk import (
     tell_error,
 )
 from torchenv_magic.errors import (
-    BusyError,
     ConsentError,
     InstallCancelled,
     RequestError,
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _MISSPELT = 2
-_MOST_ROUNDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,30 +174,7 @@ def _plan(words: Words) -> int:
 
 
 def _install(words: Words) -> int:
-    from torchenv_magic.installation.install import install_plan
-
-    rounds = 0
-    while True:
-        rounds += 1
-        with stoppable() as cancellation:
-            plan = _make_plan(words, cancellation, waits=True)
-            if words.json or plan.nothing_to_do:
-                mention(words, *plan.notes)
-            else:
-                print_text(str(plan))
-        check_consent(words, plan)
-        try:
-            with stoppable() as cancellation, listening(words) as progress:
-                result = install_plan(
-                    plan, command=words.line, on_event=progress, cancellation=cancellation
-                )
-        except BusyError:
-            # Where another install began or ended while this one planned, this one plans anew, but
-            # not for ever: what is in the way may be there to stay.
-            if rounds == _MOST_ROUNDS:
-                raise
-        else:
-            return prove(words, result)
+    return carry_out(words, lambda cancellation: _make_plan(words, cancellation, waits=True))
 
 
 def _undo(words: Words) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +13,61 @@ from torchenv_magic.cli.talk import (
     FAILED,
     colored,
     listening,
+    mention,
     print_data,
     print_json,
     print_text,
+    stoppable,
     talk,
     tell_error,
 )
-from torchenv_magic.errors import ConsentError, InstallCancelled, TorchEnvError
+from torchenv_magic.errors import BusyError, ConsentError, InstallCancelled, TorchEnvError
 from torchenv_magic.serialization import to_json
 from torchenv_magic.words import Words
 
 if TYPE_CHECKING:
     from torchenv_magic.installation.install import Result
     from torchenv_magic.installation.plan import Plan
+    from torchenv_magic.installation.uv import Cancellation
     from torchenv_magic.verification import Verification
 
-__all__ = ["aim_error", "aimed", "check_consent", "judge", "prove", "stopped"]
+__all__ = ["aim_error", "aimed", "carry_out", "judge", "prove", "stopped"]
+
+
+_MOST_ROUNDS = 3
+
+
+def carry_out(words: Words, make_plan: Callable[[Cancellation], Plan]) -> int:
+    """Plan, show the plan, ask where something is lost by it, install, and prove that it works.
+
+    Raises
+    ------
+    TorchEnvError
+    """
+    from torchenv_magic.installation.install import install_plan
+
+    rounds = 0
+    while True:
+        rounds += 1
+        with stoppable() as cancellation:
+            plan = make_plan(cancellation)
+            if words.json or plan.nothing_to_do:
+                mention(words, *plan.notes)
+            else:
+                print_text(str(plan))
+        _check_consent(words, plan)
+        try:
+            with stoppable() as cancellation, listening(words) as progress:
+                result = install_plan(
+                    plan, command=words.line, on_event=progress, cancellation=cancellation
+                )
+        except BusyError:
+            # Where another install began or ended while this one planned, this one plans anew, but
+            # not for ever: what is in the way may be there to stay.
+            if rounds == _MOST_ROUNDS:
+                raise
+        else:
+            return prove(words, result)
 
 
 def prove(words: Words, result: Result) -> int:
@@ -56,7 +96,7 @@ def prove(words: Words, result: Result) -> int:
     return judge(words, verification)
 
 
-def check_consent(words: Words, plan: Plan) -> None:
+def _check_consent(words: Words, plan: Plan) -> None:
     """Ask whoever sits at the terminal before anything of theirs is lost; a script says `--yes`.
 
     Raises

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchenv_magic.cli.ending import check_consent, prove
-from torchenv_magic.cli.talk import listening, mention, print_data, print_text, stoppable
-from torchenv_magic.errors import BusyError, InstallCancelled, LockError
+from torchenv_magic.cli.ending import carry_out
+from torchenv_magic.cli.talk import listening, mention, print_data, stoppable
+from torchenv_magic.errors import InstallCancelled, LockError
 from torchenv_magic.serialization import to_json
 from torchenv_magic.words import Words
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from torchenv_magic.status import Status
 
 __all__ = ["lock", "restore"]
-
-_MOST_ROUNDS = 3
 
 
 def lock(words: Words) -> int:
@@ -81,37 +80,20 @@ def restore(words: Words) -> int:
     ------
     TorchEnvError
     """
-    from torchenv_magic.installation.install import install_plan
-
-    kept = _read(words.notebooks[0])
-    rounds = 0
-    while True:
-        rounds += 1
-        with stoppable() as cancellation:
-            plan = _plan(words, kept, cancellation)
-            if words.json or plan.nothing_to_do:
-                mention(words, *plan.notes)
-            else:
-                print_text(str(plan))
-        check_consent(words, plan)
-        try:
-            with stoppable() as cancellation, listening(words) as progress:
-                result = install_plan(
-                    plan, command=words.line, on_event=progress, cancellation=cancellation
-                )
-        except BusyError:
-            # As for an install: what is in the way may be there to stay.
-            if rounds == _MOST_ROUNDS:
-                raise
-        else:
-            return prove(words, result)
+    kept = _read(words)
+    return carry_out(words, lambda cancellation: _plan(words, kept, cancellation))
 
 
-def _read(notebook: Path) -> NotebookLock:
+def _read(words: Words) -> NotebookLock:
+    from torchenv_magic.installation.settings import read_sites
+    from torchenv_magic.project.hosts import own_hosts
     from torchenv_magic.project.lock import read_lock
     from torchenv_magic.project.notebook_file import read_notebook_file, shown_notebook
 
-    kept = read_lock(read_notebook_file(notebook).metadata)
+    notebook = words.notebooks[0]
+    # A mirror that the line names is one that a lock may have been made from.
+    sites = read_sites(index_base=words.index_base, prefix=Path(sys.prefix))
+    kept = read_lock(read_notebook_file(notebook).metadata, plain_hosts=own_hosts(sites))
     if kept is None:
         raise LockError(
             f"There is no lock in `{shown_notebook(notebook)}`",

@@ -97,7 +97,7 @@ from torchenv_magic.installation.uv import (
 )
 from torchenv_magic.selection import Request, Selection
 
-__all__ = ["IndexUnreachableError", "check_requirements", "make_plan"]
+__all__ = ["IndexUnreachableError", "check_requirements", "make_plan", "with_offers"]
 
 logger = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ class _Planner:
                     error.message = f"{error.message}. {' '.join(self.declined)}".rstrip(".")
                 raise
             if not consent:
-                raise _with_offers(error, offers, self.backend) from error
+                raise with_offers(error, offers, self.backend) from error
             note = f"{error.message}. Used with your consent: {offers[0].source}."
             return replace(offers[0], notes=(*offers[0].notes, note))
 
@@ -1003,9 +1003,10 @@ def _is_below(address: str | None, source: Source) -> bool:
     return address is not None and address.rstrip("/") == source.location.rstrip("/")
 
 
-def _with_offers(
+def with_offers(
     error: SourceError, offers: tuple[Plan, ...], backend: Backend
 ) -> IndexUnreachableError:
+    """Return the error of an index that is away, with the plans from elsewhere: one at least."""
     offer = offers[0]
     costs = [
         f"{format_bytes(size)} {what}"

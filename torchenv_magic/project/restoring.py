@@ -22,7 +22,11 @@ from torchenv_magic.builds.backend import Backend
 from torchenv_magic.environment import FAMILY_MEMBERS, Environment
 from torchenv_magic.errors import ConflictError, LockError, PlanError, SourceError
 from torchenv_magic.installation.plan import Plan
-from torchenv_magic.installation.planning import IndexUnreachableError, make_plan
+from torchenv_magic.installation.planning import (
+    IndexUnreachableError,
+    make_plan,
+    with_offers,
+)
 from torchenv_magic.installation.progress import OnEvent
 from torchenv_magic.installation.settings import Sites, read_sites
 from torchenv_magic.installation.staging import is_local
@@ -142,18 +146,24 @@ def make_restore_plan(
             sites=sites,
             pins=locked.pins,
             stored=pylock_text(lock.target, locked),
-            consent=consent,
+            # Of what folders offer, one that is not what is locked must not stand for the others.
+            consent=False,
             on_event=on_event,
             cancellation=cancellation,
         )
     except IndexUnreachableError as error:
-        if error.offers:
-            error.offers = tuple(
-                _checked(offer, locked, environment, sites, consent=consent)
-                for offer in error.offers
-            )
-            error.hint = "`%torchenv restore --yes` uses it"
-        raise
+        offers, refusal = _offers(error.offers, locked, environment, sites, consent=consent)
+        if not offers:
+            if refusal is None:
+                raise
+            raise refusal from error
+        if not consent:
+            away = error.__cause__ if isinstance(error.__cause__, SourceError) else error
+            again = with_offers(away, offers, chosen)
+            again.hint = "`%torchenv restore --yes` uses it"
+            raise again from error
+        note = f"The index is away. Used with your consent: {offers[0].source}."
+        return replace(offers[0], notes=(*offers[0].notes, note))
     except PlanError as error:
         if isinstance(error, SourceError):
             raise
@@ -229,6 +239,24 @@ class _Wheel:
     @property
     def file_name(self) -> str:
         return unquote(urlsplit(self.address).path).rpartition("/")[2]
+
+
+def _offers(
+    offers: Iterable[Plan],
+    locked: LockedBackend,
+    environment: Environment,
+    sites: Sites,
+    *,
+    consent: bool,
+) -> tuple[tuple[Plan, ...], LockError | None]:
+    """Return those that are what is locked, and why the last of the others is not."""
+    fitting, refusal = [], None
+    for offer in offers:
+        try:
+            fitting.append(_checked(offer, locked, environment, sites, consent=consent))
+        except LockError as error:
+            refusal = error
+    return tuple(fitting), refusal
 
 
 def _checked(
