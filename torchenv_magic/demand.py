@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-__all__ = ["Demand", "parse_requirement", "read_demand"]
+__all__ = ["Demand", "applies_in", "parse_requirement", "read_demand"]
 
 _AS_WRITTEN = "write it as a package with an optional version, such as `torch==2.9.*`"
 
@@ -179,14 +179,6 @@ def read_demand(
     RequestError
         A requirement is malformed.
     """
-    version = interpreter.version
-    names = {"cpython": "CPython", "pypy": "PyPy"}
-    environment = {
-        "implementation_name": interpreter.implementation,
-        "platform_python_implementation": names.get(interpreter.implementation, ""),
-        "python_version": ".".join(version.split(".")[:2]),
-        "python_full_version": version,
-    }
     demands: dict[str, SpecifierSet] = {}
     named = set(installed)
     for text in requirements:
@@ -196,7 +188,7 @@ def read_demand(
         from packaging.utils import canonicalize_name
 
         requirement = parse_requirement(text)
-        if _applies(requirement, environment):
+        if applies_in(requirement, interpreter):
             name = canonicalize_name(requirement.name)
             named.add(name)
             there = demands.get(name)
@@ -224,7 +216,20 @@ def _of_wheel(requirement: Requirement) -> SpecifierSet:
     return SpecifierSet(f"=={version}")
 
 
-def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
+def applies_in(requirement: Requirement, interpreter: Interpreter) -> bool:
+    """Return whether the requirement's marker holds for that interpreter on this system.
+
+    Raises
+    ------
+    RequestError
+    """
+    names = {"cpython": "CPython", "pypy": "PyPy"}
+    environment = {
+        "implementation_name": interpreter.implementation,
+        "platform_python_implementation": names.get(interpreter.implementation, ""),
+        "python_version": ".".join(interpreter.version.split(".")[:2]),
+        "python_full_version": interpreter.version,
+    }
     try:
         return requirement.marker is None or requirement.marker.evaluate(environment)
     except ValueError as error:  # `sys_platform ~= "linux"`: no such order among names

@@ -198,6 +198,33 @@ def test_a_lock_for_another_python_or_platform_is_refused_with_the_nearest(
     assert f"`%torchenv install cu132 torch=={TORCH} " in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("requirement", "other"),
+    [
+        ("jinja2; python_version >= '3.11'", "jinja2; python_version < '3.11'"),
+        (
+            "typing-extensions<4; python_full_version == '3.11.99'",
+            "typing-extensions<4; python_full_version > '3.11.99'",
+        ),
+        (
+            "typing-extensions<4; python_full_version == '3.11.99'",
+            "typing-extensions>=4; python_full_version == '3.11.99'",
+        ),
+    ],
+)
+def test_what_was_asked_for_on_this_machine_has_to_be_locked(requirement: str, other: str) -> None:
+    # By the Python of the environment, whichever one restores.
+    here = replace(NOWHERE, interpreter=replace(PYTHON, version="3.11.99"))
+
+    def chosen(text: str) -> str:
+        lock = changed(written("cpu"), lambda data: data["asked"]["requirements"].append(text))
+        return str(choose_locked(lock, on_machine(lock, here=here)).backend)
+
+    assert chosen(other) == "cpu"
+    with pytest.raises(LockError, match=r"what was asked for of (jinja2|typing-extensions) here"):
+        chosen(requirement)
+
+
 def test_a_request_for_a_restore_has_the_release_and_the_rest() -> None:
     lock = written("cpu")
     asked = replace(lock.asked, requirements=("Torch>=2", "lightning[extra]>=2"))
@@ -379,8 +406,8 @@ def test_nothing_that_a_lock_names_is_ever_built(
     asking = changed(lock, lambda data: data["asked"]["requirements"].append(asked))
     naming = changed(lock, lambda data: data["backends"]["cpu"]["packages"].append(named))
     before = target.snapshot()
-    # What was asked for and is not locked stays out; what is locked and has no wheel fails.
-    assert plan_of(target, asking).versions == pins(lock, "cpu")
+    with pytest.raises(LockError, match="what was asked for of asked here is not in its table"):
+        plan_of(target, asking)
     with pytest.raises(LockError, match="What is locked can't be had here: "):
         plan_of(target, naming)
     assert [trace for trace in traces if trace.exists()] == []

@@ -26,7 +26,7 @@ from torchenv_magic.accelerators.records import Platform
 from torchenv_magic.builds.backend import Backend
 from torchenv_magic.builds.catalog import Catalog
 from torchenv_magic.builds.current import CurrentCatalog, is_offline
-from torchenv_magic.demand import parse_requirement
+from torchenv_magic.demand import applies_in, parse_requirement
 from torchenv_magic.environment import (
     FAMILY_MEMBERS,
     Environment,
@@ -228,7 +228,7 @@ def _asked(environment: Environment, requirements: Sequence[str]) -> tuple[str, 
                 "reason to trust",
                 hint=f"install it from the index, then lock `{requirement.name}`",
             )
-        if requirement.marker is not None and not requirement.marker.evaluate():
+        if not applies_in(requirement, environment.interpreter):
             continue
         met = is_met(text, environment)
         if not met:

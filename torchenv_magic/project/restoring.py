@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from torchenv_magic.builds.backend import Backend
+from torchenv_magic.demand import applies_in
 from torchenv_magic.environment import FAMILY_MEMBERS, Environment
 from torchenv_magic.errors import ConflictError, LockError, PlanError, SourceError
 from torchenv_magic.installation.plan import Plan
@@ -69,8 +70,29 @@ def choose_locked(
     Raises
     ------
     LockError
-        The lock is for another Python or platform, or has no build that runs here.
+        The lock is for another Python or platform, has no build that runs here, or not all that
+        was asked for.
+    RequestError
+        A marker in it compares what can't be compared.
     """
+    locked = _chosen(lock, status, backend)
+    for requirement in map(Requirement, lock.asked.requirements):
+        # Reading the lock has judged those without; a marker applies here or it doesn't.
+        if requirement.marker is None or not applies_in(
+            requirement, status.environment.interpreter
+        ):
+            continue
+        version = locked.pins.get(canonicalize_name(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            raise LockError(
+                f"The notebook's lock can't be kept: what was asked for of {requirement.name} here "
+                f"is not in its table for {locked.backend}",
+                hint="lock the notebook anew on a machine like this one",
+            )
+    return locked
+
+
+def _chosen(lock: NotebookLock, status: Status, backend: Backend | None) -> LockedBackend:
     selection = status.selection
     here = lock_target(status.environment.interpreter, status.host.platform)
     if here != lock.target:
