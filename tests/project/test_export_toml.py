@@ -186,6 +186,30 @@ def test_a_member_in_a_group_comes_from_the_same_index() -> None:
     assert again["tool"]["uv"]["sources"]["torchaudio"] == [{"index": "pytorch-cpu"}]
 
 
+@pytest.mark.parametrize(
+    "asking",
+    [
+        '[dependency-groups]\ndev = ["torchaudio"]\n',
+        '[tool.uv]\ndev-dependencies = ["torchaudio>=2"]\n',
+        '[project.optional-dependencies]\nsound = ["torchaudio"]\n',
+    ],
+)
+def test_a_member_that_is_asked_for_beside_the_extras_alone_is_refused(asking: str) -> None:
+    text = f'[project]\nname = "p"\n{asking}'
+    assert "asks for torchaudio outside the extras" in refusal(text, "extras", "cpu", "cu126")
+    # The line names it too: each extra has it then.
+    configuration = made("extras", "cpu", "cu126", requirements=("torch", "torchaudio"))
+    data = read(edited_project(text, configuration, file=FILE))
+    extras = [each["extra"] for each in data["tool"]["uv"]["sources"]["torchaudio"]]
+    assert extras == ["cpu", "cu126"]
+
+
+def test_a_member_in_one_extra_alone_has_a_source_for_that_one() -> None:
+    text = '[project]\nname = "p"\n[project.optional-dependencies]\ncpu = ["torchaudio"]\n'
+    sources = read(edited(text, "extras", "cpu", "cu126"))["tool"]["uv"]["sources"]
+    assert sources["torchaudio"] == [{"index": "pytorch-cpu", "extra": "cpu"}]
+
+
 def test_extras_and_conflicts_of_others_stay() -> None:
     text = (
         '[project]\nname = "p"\nversion = "1"\n[project.optional-dependencies]\ndocs = ["sphinx"]\n'

@@ -183,6 +183,23 @@ def test_one_extra_is_chosen_and_two_are_refused(project: Project) -> None:
     assert "incompatible" in both
 
 
+def test_extras_stand_beside_a_group_and_an_extra_that_ask_for_members(project: Project) -> None:
+    path = project.folder / "pyproject.toml"
+    path.write_text(
+        '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.10"\n'
+        '[project.optional-dependencies]\ncpu = ["torchaudio"]\nv = ["torchvision"]\n'
+        '[dependency-groups]\ndev = ["torch"]\n',
+        encoding="utf-8",
+    )
+    project.export("extras", "cpu", "cu126")
+    project.uv("lock")
+    for extra in ("cpu", "cu126"):
+        found = project.synced("--extra", extra, "--extra", "v")
+        assert found["torch"] == f"2.13.0+{extra}"
+        assert found["torchvision"] == f"0.28.0+{extra}"
+        assert ("torchaudio" in found) == (extra == "cpu")
+
+
 def test_uv_refuses_a_python_that_the_release_has_no_wheels_for(project: Project) -> None:
     path = project.folder / "pyproject.toml"
     path.write_text(

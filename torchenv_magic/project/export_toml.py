@@ -251,9 +251,9 @@ class _Editor:
         asked = self._write_dependencies(project, uv, sources)
         self._write_conflicts(uv)
         wanted = {
-            name: self.wanted.sources[name]
+            name: found
             for name in (*FAMILY_MEMBERS, *TRITON_NAMES)
-            if name in asked and self.wanted.sources.get(name)
+            if name in asked and (found := self._sources_of(name, project))
         }
         ours = [name for name in (*FAMILY_MEMBERS, *TRITON_NAMES) if name in sources]
         for name in ours:
@@ -432,6 +432,31 @@ class _Editor:
                     with contextlib.suppress(RequestError):
                         found.add(canonicalize_name(parse_requirement(text).name))
         return {str(name) for name in found}
+
+    def _sources_of(self, name: str, project: Mapping[str, Any]) -> Sequence[Source]:
+        """Return where it comes from; uv takes a source for an extra only where that asks for it.
+
+        Raises
+        ------
+        ExportError
+            It is asked for, and in none of the extras that would choose its build.
+        """
+        wanted = self.wanted.sources.get(name, ())
+        if not wanted or not self.wanted.extras:
+            return wanted
+        extras = project["optional-dependencies"]
+        asking = {
+            extra
+            for extra in self.wanted.extras
+            if name in {self._name(text) for text in self._array(extras, extra)}
+        }
+        if not asking and name in FAMILY_MEMBERS:
+            _refuse(
+                self.file,
+                f"asks for {name} outside the extras, so that none of them chooses its build",
+                f"name {name} in the line too, or run `%torchenv export markers`",
+            )
+        return [source for source in wanted if source.extra in asking]
 
     def _drop_extras(self, extras: MutableMapping[str, Any], uv: Mapping[str, Any]) -> None:
         """Take out those that an export wrote for backends that are not named any more."""
