@@ -278,6 +278,17 @@ def test_what_a_notebook_says_in_text_never_runs_in_its_script(
     assert made.text.count("\n# /// script") == 0
 
 
+def test_a_script_has_what_stands_beside_a_notebooks_metadata_and_what_that_asks_for(
+    environment: Environment, tmp_path: Path
+) -> None:
+    own = "# /// script\n# requires-python = '>=3.12'\n# dependencies = ['rich']\n# ///"
+    path = notebook(tmp_path / "a.ipynb", f"before = 1\n{own}\nprint(before)")
+    made = prepare_export("script", environment=environment, notebook=path, output=Path("a.py"))
+    assert made.text.endswith("\n# %%\nbefore = 1\n\nprint(before)\n")
+    assert made.text.count("# /// script") == 1
+    assert "# requires-python = '>=3.12'\n# dependencies = ['rich', \"torch==" in made.text
+
+
 def test_a_script_that_is_there_gets_the_metadata_below_its_first_line(
     environment: Environment, tmp_path: Path
 ) -> None:

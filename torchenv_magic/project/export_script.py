@@ -19,6 +19,7 @@ from torchenv_magic.project.notebook_cells import (
 from torchenv_magic.project.notebook_file import NotebookFile, shown_notebook, source_of
 
 __all__ = [
+    "block_of",
     "loads_extension",
     "new_block",
     "script_of",
@@ -91,18 +92,8 @@ def with_block_in_cell(
     ExportError
     """
     file = shown_notebook(notebook.path)
-    found = [
-        (index, source_of(cell))
-        for index, cell in enumerate(notebook.cells)
-        if cell["cell_type"] == "code" and _BLOCK.search(source_of(cell))
-    ]
-    if len(found) > 1:
-        raise ExportError(
-            f"`{file}` has {len(found)} cells of inline metadata, so nothing was written",
-            hint="leave one of them",
-        )
-    if found:
-        [(index, source)] = found
+    if (found := _block_cell(notebook)) is not None:
+        index, source = found
         return notebook.with_source(index, _with_block(source, configuration, file) or "")
     cell: dict[str, Any] = {
         "cell_type": "code",
@@ -116,6 +107,37 @@ def with_block_in_cell(
         names = (_CELL_ID, *(f"{_CELL_ID}-{number}" for number in range(2, len(taken) + 3)))
         cell["id"] = next(name for name in names if name not in taken)
     return notebook.with_cell(0, cell)
+
+
+def block_of(notebook: NotebookFile, configuration: Configuration, python: str) -> str:
+    """Return the metadata of a notebook's script: its own brought up to date, else a new one.
+
+    Raises
+    ------
+    ExportError
+    """
+    file = shown_notebook(notebook.path)
+    found = _block_cell(notebook)
+    if found is None or (edited := _with_block(found[1], configuration, file)) is None:
+        return new_block(configuration, python)
+    block = _BLOCK.search(edited)
+    return new_block(configuration, python) if block is None else block[0]
+
+
+def _block_cell(notebook: NotebookFile) -> tuple[int, str] | None:
+    """Return where the cell with the metadata is, and its source."""
+    found = [
+        (index, source_of(cell))
+        for index, cell in enumerate(notebook.cells)
+        if cell["cell_type"] == "code" and _BLOCK.search(source_of(cell))
+    ]
+    if len(found) > 1:
+        raise ExportError(
+            f"`{shown_notebook(notebook.path)}` has {len(found)} cells of inline metadata, "
+            "so nothing was written",
+            hint="leave one of them",
+        )
+    return found[0] if found else None
 
 
 def loads_extension(cells: Sequence[Mapping[str, Any]]) -> bool:
@@ -135,7 +157,10 @@ def script_of(cells: Sequence[Mapping[str, Any]], block: str) -> tuple[str, int]
         kind = cell["cell_type"]
         if kind == "markdown":
             parts.append("# %% [markdown]\n" + _commented(source))
-        if kind != "code" or not source.strip() or _is_ours(cell) or _BLOCK.search(source):
+        if kind == "code" and _BLOCK.search(source):
+            # It stands at the top; the code beside it stays.
+            source = _BLOCK.sub("", source).strip("\n")
+        if kind != "code" or not source.strip() or _is_ours(cell):
             continue
         code = source.rstrip("\n")
         if not _is_python(code):

@@ -33,6 +33,7 @@ from torchenv_magic.project.export_lines import (
     with_block,
 )
 from torchenv_magic.project.export_script import (
+    block_of,
     loads_extension,
     new_block,
     script_of,
@@ -339,7 +340,7 @@ def _project(form: str, used: Used, backends: Sequence[Backend], path: Path) -> 
 def _script(
     used: Used, backends: Sequence[Backend], file: NotebookFile | None, output: Path | None
 ) -> Export:
-    in_notebook = output is None or output.suffix == ".ipynb"
+    in_notebook = output is None or output.suffix.lower() == ".ipynb"
     if in_notebook and file is not None and loads_extension(file.cells):
         # `%load_ext` takes it from the environment that uv makes of this.
         used = replace(used, requirements=(*used.requirements, "torchenv-magic"))
@@ -377,8 +378,7 @@ def _script(
     before, read = _read_text(output)
     notes: tuple[str, ...] = ()
     if file is not None:
-        block = new_block(configuration, used.python)
-        text, commented = script_of(file.cells, block)
+        text, commented = script_of(file.cells, block_of(file, configuration, used.python))
         if commented:
             cells = "1 cell has" if commented == 1 else f"{commented} cells have"
             notes = (f"{cells} lines that only IPython understands: they became comments",)
