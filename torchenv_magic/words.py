@@ -360,6 +360,8 @@ def _parsed(arguments: Sequence[str], *, notebook: bool) -> Words:
         options.directory, options.what = _about_layer(options.action, options.what, parser)
     if first == "export" and options.form not in EXPORT_FORMS:
         raise _unknown_choice(options.form, tuple(EXPORT_FORMS), parser, "nothing that {} writes")
+    if first == "export" and options.output is not None and options.form != "script":
+        _check_output(options.output, f"{parser.prog} {options.form}")
     if first in _ABOUT_NOTEBOOKS:
         notebooks, options.what = _about_notebooks(first, options, parser, notebook=notebook)
     written = f"{prog} {_written(arguments, notebook=notebook)}"
@@ -432,6 +434,15 @@ def _about_notebooks(
             hint=f"`{parser.prog} -h` shows how it is written",
         )
     return tuple(Path(text).expanduser() for text in files), rest
+
+
+def _check_output(output: Path, action: str) -> None:
+    # Two names in a line change places easily, and what is written replaces the file.
+    if output.suffix.lower() == ".ipynb":
+        raise RequestError(
+            f"`{action}` writes no notebook, which `{output.name}` would be",
+            hint="name the notebook before `--output`, and behind it the file to write",
+        )
 
 
 def _unknown_choice(text: str, known: tuple[str, ...], parser: _Parser, what: str) -> RequestError:

@@ -100,6 +100,19 @@ def test_what_can_not_be_written_is_one_error(
     assert project.read_bytes() == before
 
 
+@pytest.mark.parametrize("form", ["requirements", "dockerfile", "command", "index"])
+def test_a_notebook_is_no_file_to_write_lines_into(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.IPYNB"
+    path.write_text("{}", encoding="utf-8")
+    assert main(["export", form, str(path), "--output", str(path), "--yes"]) == 2
+    told = capsys.readouterr().err
+    assert f"`torchenv export {form}` writes no notebook" in told
+    assert "hint: " in told
+    assert path.read_text(encoding="utf-8") == "{}"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
 @pytest.mark.parametrize("answer", ["y", "n"])
 def test_at_a_terminal_it_asks(answer: str, project: Path, prefix: Path) -> None:
