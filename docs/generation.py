@@ -336,7 +336,9 @@ def _record(kind: type) -> str:
         rows.append(f"| `{field.name}` | {value} | {meaning} |")
     table = "\n".join(rows)
     text = inspect.getdoc(kind) or ""
-    return f"(record-{name.lower()})=\n\n### {name}\n\n{text}\n\n{table}"
+    # Python gives a dataclass that has no text of its own its signature for one.
+    told = "" if text.startswith(f"{name}(") else f"{text}\n\n"
+    return f"(record-{name.lower()})=\n\n### {name}\n\n{told}{table}"
 
 
 def _meanings(kind: type) -> dict[str, str]:

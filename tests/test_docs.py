@@ -241,3 +241,7 @@ def test_every_word_that_prints_json_has_its_record_or_a_sentence() -> None:
     page = (DOCS / "reference" / "json.md").read_text(encoding="utf-8")
     for word in words_of(notebook=False):
         assert word in DOCUMENTS or f"- `{word}`" in page or word == "preinstall", word
+
+
+def test_a_record_is_not_told_by_its_signature() -> None:
+    assert "(*, " not in filled("reference/json.md")
