@@ -78,7 +78,7 @@ JUPYTER_CONSOLE_ERRORS = (
 DEFAULT_TIMEOUT = 60.0
 """Nothing takes that long but on a busy machine: what is waited for ends the wait."""
 DEFAULT_SIZE = (1280, 900)
-POLL_MILLISECONDS = 40
+POLL_MILLISECONDS = 80
 
 _PANEL = """(() => {
   const widget = window.jupyterapp?.shell?.currentWidget;

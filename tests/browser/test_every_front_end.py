@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 
 from tests.browser.fixtures import OpenPage
-from tests.browser.server import FrontEndName
 from tests.browser.stage import LOAD, MakeStage, Stage, assert_calm
 from tests.browser.visit import UNSAVED
 from tests.standin import StandIn
@@ -15,17 +12,19 @@ from torchenv_magic.notebook.cells import VERIFICATION_SOURCE, VERIFICATION_TAG
 
 pytestmark = pytest.mark.browser
 
-FRONT_ENDS: list[tuple[Literal["oldest", "newest"], FrontEndName]] = [
-    ("oldest", "lab"),
-    ("oldest", "notebook"),
-    ("newest", "notebook"),
-]
 INSTALL = "Install and restart kernel"
 RATE = 60_000
 """Bytes per second: slow enough that a download can be watched and cancelled."""
 
 
-@pytest.fixture(params=FRONT_ENDS, ids=" ".join)
+@pytest.fixture(
+    params=[
+        ("oldest", "lab"),
+        pytest.param(("oldest", "notebook"), marks=pytest.mark.thorough),
+        ("newest", "notebook"),
+    ],
+    ids=" ".join,
+)
 def here(request: pytest.FixtureRequest, stage: MakeStage) -> Stage:
     age, front_end = request.param
     python = request.getfixturevalue("oldest_server_python") if age == "oldest" else None

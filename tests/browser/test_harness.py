@@ -20,8 +20,6 @@ from tests.browser.front_end import FrontEndPage, FrontEndTimeoutError, Theme
 from tests.browser.kernel_environment import find_python
 from tests.browser.server import Authentication, FrontEndName, JupyterServer, ServerError
 
-FRONT_ENDS: tuple[FrontEndName, ...] = ("lab", "notebook")
-
 WIDGET = """
 import threading, time
 import ipywidgets
@@ -61,7 +59,9 @@ print("facts:", json.dumps({
 """
 
 
-@pytest.fixture(scope="session", params=FRONT_ENDS)
+@pytest.fixture(
+    scope="session", params=["lab", pytest.param("notebook", marks=pytest.mark.thorough)]
+)
 def server(request: pytest.FixtureRequest) -> JupyterServer:
     """Give each of the two servers in turn."""
     started: JupyterServer = request.getfixturevalue(f"{request.param}_server")

@@ -205,10 +205,10 @@ def visit(servers: Servers, open_page: OpenPage, tmp_path: Path) -> Iterator[Cal
     [
         "none",
         "TLS",
-        "all addresses",
+        pytest.param("all addresses", marks=pytest.mark.thorough),
         "socket",
         "oldest lab without",
-        "oldest notebook without",
+        pytest.param("oldest notebook without", marks=pytest.mark.thorough),
     ],
 )
 def test_a_server_that_answers_restarts_its_kernel(name: str, visit: Callable[..., Visit]) -> None:
@@ -330,7 +330,7 @@ def test_where_nobody_may_restart_the_kernel_every_rung_is_tried_in_turn(
 # --- more than one page, and pages that come and go -----------------------------------------------
 
 
-@pytest.mark.parametrize("front_end", ["lab", "notebook"])
+@pytest.mark.parametrize("front_end", ["lab", pytest.param("notebook", marks=pytest.mark.thorough)])
 def test_of_two_pages_on_one_kernel_only_the_one_that_asked_acts(
     front_end: FrontEndName, visit: Callable[..., Visit], open_page: OpenPage
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_oldest_front_end_keeps_a_lock_too(
     assert_calm(page)
 
 
+@pytest.mark.thorough
 def test_without_the_plugin_the_page_says_how_the_file_can_have_the_lock(
     stage: MakeStage, fresh_standin: StandIn, open_page: OpenPage
 ) -> None:

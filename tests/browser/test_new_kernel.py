@@ -31,7 +31,7 @@ def frozen(stage: MakeStage, tmp_path: Path, kernel_wheels: Path) -> Stage:
     return here
 
 
-@pytest.mark.parametrize("front_end", ["lab", "notebook"])
+@pytest.mark.parametrize("front_end", ["lab", pytest.param("notebook", marks=pytest.mark.thorough)])
 def test_one_click_makes_it_and_gives_it_to_the_notebook(
     frozen: Stage, open_page: OpenPage, tmp_path: Path, front_end: FrontEndName
 ) -> None:

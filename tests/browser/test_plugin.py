@@ -65,7 +65,7 @@ restart.abort_queue();
 """
 
 
-@pytest.fixture(params=["lab", "notebook"])
+@pytest.fixture(params=["lab", pytest.param("notebook", marks=pytest.mark.thorough)])
 def server(request: pytest.FixtureRequest) -> JupyterServer:
     running: JupyterServer = request.getfixturevalue(f"{request.param}_server")
     return running
@@ -314,7 +314,7 @@ def test_a_kernel_without_the_package_is_told_how_to_get_it(
 # ------------------------------------------------------------------------------------ dead pickers
 
 
-@pytest.mark.parametrize("front_end", ["lab", "notebook"])
+@pytest.mark.parametrize("front_end", ["lab", pytest.param("notebook", marks=pytest.mark.thorough)])
 def test_a_picker_whose_kernel_is_gone_becomes_its_summary(
     front_end: FrontEndName, request: pytest.FixtureRequest, open_page: OpenPage
 ) -> None:

@@ -64,7 +64,7 @@ def spawn(hub: Hub, place: Workplace) -> Iterator[Callable[..., HubServer]]:
     place.clear()
 
 
-@pytest.mark.parametrize("name", ["", "gpu"])
+@pytest.mark.parametrize("name", ["", pytest.param("gpu", marks=pytest.mark.thorough)])
 def test_without_the_plugin_the_user_s_own_server_restarts_the_kernel(
     name: str, spawn: Callable[..., HubServer], open_page: OpenPage, tmp_path: Path
 ) -> None:
