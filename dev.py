@@ -174,16 +174,10 @@ def test(arguments: Sequence[str]) -> int:
         status = run_checks(CHECKS)
         if status:
             return status
-        # Much of the time a test waits for a kernel, a server or a page, so that two processors are
-        # not busy with two workers; four of them wait for one another. A module stays together:
-        # its tests share these.
-        words = [
-            "--numprocesses",
-            str(max(3, min(os.cpu_count() or 1, 4))),
-            "--dist",
-            "loadfile",
-            "--no-loadscope-reorder",
-        ]
+        # A worker for each processor: more of them wait for one another, and limits on time run out.
+        # A module stays together: its tests share a kernel, a server or a page.
+        workers = max(2, min(os.cpu_count() or 1, 4))
+        words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
         # Where the time goes stands below each run.
         words += ["--durations", "25"]
         # What a second run has mended is told with its reason. More than a few are no accident.
