@@ -174,7 +174,7 @@ def test(arguments: Sequence[str]) -> int:
         status = run_checks(CHECKS)
         if status:
             return status
-        # A worker for each processor: more of them wait for one another, and limits on time run out.
+        # A worker for each processor: more of them wait for one another until limits run out.
         # A module stays together: its tests share a kernel, a server or a page.
         workers = max(2, min(os.cpu_count() or 1, 4))
         words = ["--numprocesses", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
